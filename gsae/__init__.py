@@ -1,0 +1,30 @@
+"""gsae: an executable replication of *Improving Dictionary Learning with Gated Sparse Autoencoders*.
+
+The names below are loaded on first use, so that listing a sweep never waits for torch.
+"""
+
+from importlib import import_module
+
+PAPER = "arXiv:2404.16014v2"
+REPO = "https://github.com/gsae-book/gsae"
+__version__ = "0.1.0"
+
+_LAZY = {
+    "ARCHITECTURES": "gsae.saes",
+    "BaselineSAE": "gsae.saes",
+    "GatedSAE": "gsae.saes",
+    "train": "gsae.training",
+    "run": "gsae.runner",
+    "load": "gsae.checkpoints",
+}
+__all__ = ["PAPER", "REPO", "__version__", *_LAZY]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'gsae' has no attribute {name!r}; public names: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
