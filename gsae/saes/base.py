@@ -33,7 +33,6 @@ class SAE(nn.Module):
         seed: seed of the initial dictionary; the global random state is left alone.
     """
 
-    RECIPE: ClassVar[int] = 1  # raised by hand whenever code that can move this architecture's numbers changes
     ENCODER: ClassVar[str]  # name of the (n, M) encoder that starts as the dictionary's transpose
     LATENT: ClassVar[tuple[str, ...]]  # parameters of shape (M,): set to 0 when a latent is resampled
     switches: ClassVar[tuple[str, ...]] = ()  # constructor arguments that name an ablation arm
