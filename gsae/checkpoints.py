@@ -1,0 +1,100 @@
+"""Weights on disk: safetensors with a json header, written to a temporary name and renamed."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gsae.saes import ARCHITECTURES, SAE
+
+
+class CheckpointError(RuntimeError):
+    """A file that is damaged, or not what was asked for."""
+
+
+def write(path: Path, tensors: dict[str, Tensor], state: dict) -> None:
+    """Write tensors and a json state to one file; a kill at any moment leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with torch.no_grad():
+            digest = checksum(tensors)
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()},
+            temporary,
+            {"gsae": json.dumps({**state, "sum": digest})},
+        )
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and state of a file. Raises CheckpointError, naming the file, where it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {})["gsae"])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"cannot read {path}: {error}. Delete the file; it will be made again"
+        ) from error
+    if checksum(tensors) != state.pop("sum"):
+        raise CheckpointError(
+            f"{path} is damaged: its bytes differ from those written. Delete the file; it will be made again"
+        )
+    return tensors, state
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """A digest of names and bytes, so that a flipped bit is noticed."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save(sae: SAE, path: str | Path, **about) -> Path:
+    """Save an SAE as one safetensors file; `about` are plain values kept beside the weights (run, scale factor…)."""
+    arch = next(name for name, cls in ARCHITECTURES.items() if type(sae) is cls)
+    write(Path(path), dict(sae.state_dict()), {"arch": arch, "config": sae.config(), "about": about})
+    return Path(path)
+
+
+def load(where: str | Path) -> SAE:
+    """The SAE saved at a path, or kept in the cache for a run id.
+
+    The factor that scaled its training activations, where known, is `sae.about["scale"]`.
+
+    Raises:
+        FileNotFoundError: when there is neither such a file nor kept weights of such a run.
+        CheckpointError: when the file is damaged.
+    """
+    path = Path(where)
+    if not path.exists():
+        path = weights(str(where))
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no SAE at {where!r} and no kept weights at {path}. Weights are not in git: "
+            "train the run with `gsae run`, or pass the path of a file written by gsae.checkpoints.save"
+        )
+    tensors, state = read(path)
+    sae = ARCHITECTURES[state["arch"]](**state["config"])
+    sae.load_state_dict(tensors)
+    sae.about = state["about"]
+    return sae.eval()
+
+
+def weights(run_id: str) -> Path:
+    """Where a run's weights are kept, outside git."""
+    from gsae.assets import cache_dir
+
+    return cache_dir() / "saes" / f"{run_id}.safetensors"
