@@ -28,17 +28,16 @@ def gated_codes(p, b_gate, r_mag, b_mag, dtype):
     return codes, a.sum(-1).mean(-1), on.any(-2), on.sum((-2, -1)) / p.shape[-2]
 
 
-def errors(decoded, b_dec, x, parts: int, dtype):
-    """Errors of the decodes (doubled and divided by the batch, as gradients need them) and their squares."""
-    e = decoded.unflatten(-2, (parts, -1)).float() + b_dec[..., None, None, :] - x
-    scaled = (e * (2 / x.shape[-2])).to(dtype)
-    return scaled.flatten(-3, -2), e.square().sum(-1), scaled[..., 0, :, :].float().sum(-2)
+def errors(decoded, b_dec, x, dtype):
+    """Error of one decode (times 2 / batch, as gradients need it) and its square, row by row."""
+    e = decoded.float() + row(b_dec) - x
+    return (e * (2 / x.shape[-2])).to(dtype), e.square().sum(-1)
 
 
 def gated_back(p, back, b_gate, r_mag, b_mag, lam, dtype):
     """Gradient at the shared pre-activation `p` and of the latents' vectors."""
     batch = p.shape[-2]
-    g_rec, g_aux = back.unflatten(-2, (2, batch)).float().unbind(-3)
+    g_rec, g_aux = back[..., :batch, :].float(), back[..., batch:, :].float()
     scale = row(r_mag.exp())
     is_open = p + row(b_gate) > 0
     g_mag = g_rec * (is_open & (p * scale + row(b_mag) > 0))
@@ -78,23 +77,21 @@ def gated(fuse: Callable) -> Callable[..., Gradients]:
         u = (x - row(w["b_dec"])).to(dtype)
         p = (u @ W_gate).float()
         codes, sparsity, fired, l0 = codes_of(p, *vectors, dtype)
-        e, squares, e_sum = errors_of(codes @ W_dec, w["b_dec"], x, 2, dtype)
-        h, b_gate, b_mag, r_mag, h_sum = back_of(p, e @ W_dec.mT, *vectors, lam, dtype)
+        decoded = codes @ W_dec
+        e, error = errors_of(decoded[..., :batch, :], w["b_dec"], x, dtype)
+        e_aux, error_aux = errors_of(decoded[..., batch:, :], w["b_dec"], x, dtype)
+        back = torch.cat([e, e_aux], -2) @ W_dec.mT
+        h, b_gate, b_mag, r_mag, h_sum = back_of(p, back, *vectors, lam, dtype)
         grads = {
-            "W_dec": (codes[..., :batch, :].mT @ e[..., :batch, :]).float(),
-            "b_dec": e_sum - (w["W_gate"] @ h_sum.unsqueeze(-1)).squeeze(-1),
+            "W_dec": (codes[..., :batch, :].mT @ e).float(),
+            "b_dec": e.float().sum(-2) - (w["W_gate"] @ h_sum.unsqueeze(-1)).squeeze(-1),
             "W_gate": (u.mT @ h).float(),
             "b_gate": b_gate,
             "b_mag": b_mag,
             "r_mag": r_mag,
         }
-        reconstruction, auxiliary = squares.mean(-1).unbind(-1)
-        terms = {"reconstruction": reconstruction, "sparsity": lam.reshape(sparsity.shape) * sparsity}
-        return (
-            grads,
-            {**terms, "auxiliary": auxiliary},
-            {"fired": fired, "l0": l0, "error": squares[..., 0, :]},
-        )
+        terms = {"reconstruction": error.mean(-1), "sparsity": lam.reshape(sparsity.shape) * sparsity}
+        return grads, {**terms, "auxiliary": error_aux.mean(-1)}, {"fired": fired, "l0": l0, "error": error}
 
     return gradients
 
@@ -107,16 +104,15 @@ def baseline(fuse: Callable) -> Callable[..., Gradients]:
         u = (x - row(w["b_dec"])).to(dtype)
         p = (u @ W_enc).float()
         f, sparsity, fired, l0 = codes_of(p, w["b_enc"], dtype)
-        e, squares, e_sum = errors_of(f @ W_dec, w["b_dec"], x, 1, dtype)
+        e, error = errors_of(f @ W_dec, w["b_dec"], x, dtype)
         h, b_enc = back_of(p, e @ W_dec.mT, w["b_enc"], lam, dtype)
         grads = {
             "W_dec": (f.mT @ e).float(),
-            "b_dec": e_sum - (w["W_enc"] @ b_enc.unsqueeze(-1)).squeeze(-1),
+            "b_dec": e.float().sum(-2) - (w["W_enc"] @ b_enc.unsqueeze(-1)).squeeze(-1),
             "W_enc": (u.mT @ h).float(),
             "b_enc": b_enc,
         }
-        squares = squares[..., 0, :]
-        terms = {"reconstruction": squares.mean(-1), "sparsity": lam.reshape(sparsity.shape) * sparsity}
-        return grads, terms, {"fired": fired, "l0": l0, "error": squares}
+        terms = {"reconstruction": error.mean(-1), "sparsity": lam.reshape(sparsity.shape) * sparsity}
+        return grads, terms, {"fired": fired, "l0": l0, "error": error}
 
     return gradients

@@ -111,10 +111,10 @@ def adam(w: Tensor, g: Tensor, v: Tensor, age: Tensor, lr: Tensor) -> None:
 
 
 @torch.no_grad()
-def adam_rows(w: Tensor, g: Tensor, v: Tensor, age: Tensor, lr: Tensor) -> None:
+def adam_rows(update: Callable, w: Tensor, g: Tensor, v: Tensor, age: Tensor, lr: Tensor) -> None:
     """The dictionary's step: take out the gradient along each unit row, step, **then** make the rows unit again."""
-    g = g - (g * w).sum(-1, keepdim=True) * w
-    adam(w, g, v, age, lr)
+    g = torch.addcmul(g, w, (g * w).sum(-1, keepdim=True), value=-1)
+    update(w, g, v, age, lr)
     w.div_(w.norm(dim=-1, keepdim=True))
 
 
@@ -127,13 +127,13 @@ def compiler() -> bool:
 
 
 @cache
-def kernels(arch: str, switches: tuple, n: int, M: int, fast: bool) -> tuple[Callable, Callable, Callable]:
+def kernels(arch: str, switches: tuple, n: int, M: int, fast: bool) -> tuple[Callable, Callable]:
     """Gradient and update functions: closed form and compiled where both apply."""
     fuse = (lambda f: torch.compile(f, dynamic=False)) if fast else (lambda f: f)
     template = ARCHITECTURES[arch](n, M, **dict(switches))
     default = template.config() == ARCHITECTURES[arch](n, M).config()
     closed = closed_form(arch, fuse) if default else None
-    return closed or autograd_form(template), fuse(adam), fuse(adam_rows)
+    return closed or autograd_form(template), fuse(adam)
 
 
 class Stack:
@@ -159,7 +159,7 @@ class Stack:
     def train_step(self, x: Float[Tensor, "b n"]) -> dict[str, Tensor]:
         """One step of every SAE on the same batch; returns terms and `l0`, each `(K,)`."""
         plan, dtype = self.plan, getattr(torch, self.plan.dtype)
-        gradients, update, update_rows = kernels(plan.arch, plan.switches, plan.n, plan.M, self.fast)
+        gradients, update = kernels(plan.arch, plan.switches, plan.n, plan.M, self.fast)
         share, lr = plan.lam_share(self.step), torch.tensor(plan.lr_at(self.step), device=plan.device)
         age = torch.tensor(float(self.step + 1), device=plan.device)
         self.age += 1
@@ -170,7 +170,7 @@ class Stack:
             for name, g in grads.items():
                 own = self.age[k] if name != "b_dec" else age
                 if name == "W_dec":
-                    update_rows(w[name], g, self.v[name][k], own[:, None], lr)
+                    adam_rows(update, w[name], g, self.v[name][k], own[:, None], lr)
                 else:
                     update(w[name], g, self.v[name][k], own, lr)
             self.silent[k] = torch.where(stats["fired"], 0, self.silent[k] + 1)
