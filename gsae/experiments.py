@@ -30,6 +30,7 @@ class Run:
     site: str = "mlp_out"
     layer: int = 8
     context: int = 128
+    text: str = "packaged"  # or the name of a dataset on the hub
     keep_pos0: bool = False
     M: int = 2304
     lam: float = 0.1

