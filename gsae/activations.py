@@ -1,0 +1,213 @@
+"""Activations harvested once into a memory-mapped bf16 store, shuffled over the whole store, read in batches."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from gsae.lm import LM
+
+DATA, META, PROGRESS = "rows.bf16", "meta.json", "progress.json"
+FLUSH_SECONDS = 30  # an interrupted harvest loses at most this much work
+
+
+class StoreError(RuntimeError):
+    """A store on disk is missing, incomplete or damaged; the message says which and what to do."""
+
+
+class Store:
+    """Rows of activations, (rows, n), in random order. Open one with `Store.open`.
+
+    `scale` times a stored row has unit mean squared norm over the store (D1); `mean` (n,) is in those scaled
+    units; `top_share` is the share of the summed squared norm that the largest 0.1 % of the rows hold.
+    """
+
+    def __init__(self, folder: Path, meta: dict):
+        self.folder, self.meta = folder, meta
+        self.n, self.rows = meta["n"], meta["rows"]
+        self.scale, self.top_share = meta["scale"], meta["top_share"]
+        self.mean = torch.tensor(meta["mean"])
+        self.data = torch.from_file(
+            str(folder / DATA), shared=False, size=self.rows * self.n, dtype=torch.bfloat16
+        ).view(self.rows, self.n)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Store":
+        """Raises StoreError if the harvest never finished or the data file is not as long as it should be."""
+        folder = Path(folder)
+        if not (folder / META).exists():
+            raise StoreError(f"{folder} holds no complete store (no {META}): harvest it, an interrupted one resumes")
+        meta = json.loads((folder / META).read_text())
+        expected = meta["rows"] * meta["n"] * 2
+        size = (folder / DATA).stat().st_size if (folder / DATA).exists() else 0
+        if size != expected:
+            raise StoreError(
+                f"{folder / DATA} has {size:,} bytes, expected {expected:,} ({meta['rows']:,} rows of {meta['n']} "
+                f"bf16 numbers): delete {folder} and harvest again"
+            )
+        return cls(folder, meta)
+
+    def batch(self, step: int, batch: int, seed: int) -> Float32[Tensor, "batch n"]:
+        """The scaled rows of one training step: a pure function of (step, batch, seed).
+
+        Each epoch starts at another random row and visits contiguous batches in another random order; the rows
+        themselves are shuffled once, by the harvest. Raises ValueError if a batch is larger than the store.
+        """
+        if not 0 < batch <= self.rows:
+            raise ValueError(f"a batch of {batch:,} rows from a store of {self.rows:,}: harvest more tokens")
+        epoch, place = divmod(step, self.rows // batch)
+        offset, order = _epoch(seed, epoch, self.rows, batch)
+        start = (offset + int(order[place]) * batch) % self.rows
+        rows = self.data[start : start + batch]
+        if (wrapped := batch - len(rows)) > 0:
+            rows = torch.cat([rows, self.data[:wrapped]])
+        return rows.float() * self.scale
+
+
+@lru_cache(maxsize=16)
+def _epoch(seed: int, epoch: int, rows: int, batch: int) -> tuple[int, np.ndarray]:
+    random = np.random.default_rng([seed, epoch])
+    return int(random.integers(rows)), random.permutation(rows // batch)
+
+
+def harvest(
+    lm: LM,
+    blocks,
+    sites: Sequence[tuple[str, int]],
+    tokens: int,
+    folder: str | Path,
+    *,
+    name_hash: str,
+    seed: int = 0,
+    batch: int = 16,
+    keep_pos0: bool = False,
+) -> dict[tuple[str, int], Store]:
+    """Stores of several sites' activations from one pass over the text; a finished one is opened, not made again.
+
+    Whole blocks are read until `tokens` rows are full. Position 0 of each block is left out unless `keep_pos0`.
+    Every row goes straight to its place in one random permutation of all rows. The same call resumes an
+    interrupted harvest and gives the same bytes.
+
+    Args:
+        blocks: a `datasets.Dataset` with a column `tokens` of equal-length blocks.
+        tokens: rows to store, at least; the store ends with a whole block.
+        folder: the parent; each store is a subfolder of it named after its site, layer, size and source.
+        name_hash: hash of the token blocks; with the model, site and sizes it names the store.
+        batch: blocks in one forward pass.
+    Raises:
+        ValueError: too few blocks, or an activation that is NaN or infinite (names block, site and layer).
+        OSError: too little disk space.
+    """
+    context = len(blocks[0]["tokens"])
+    per_block = context - (not keep_pos0)
+    count = -(-tokens // per_block)
+    if count > len(blocks):
+        raise ValueError(
+            f"{tokens:,} tokens need {count:,} blocks of {per_block} rows, the text has {len(blocks):,}: "
+            "ask for fewer tokens or give more text"
+        )
+    source = {
+        "lm": lm.name, "dtype": str(lm.dtype).removeprefix("torch."), "context": context, "blocks": name_hash,
+        "seed": seed, "keep_pos0": keep_pos0, "rows": count * per_block,
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:8]
+    folders = {key: Path(folder) / f"{key[0]}-{key[1]}-{count * per_block}-{digest}" for key in sites}
+    if todo := {key: path for key, path in folders.items() if not (path / META).exists()}:
+        _collect(lm, blocks, todo, count, source, batch)
+        for (site, layer), path in todo.items():
+            _finish(path, lm.d(site), {**source, "site": site, "layer": layer})
+    return {key: Store.open(path) for key, path in folders.items()}
+
+
+def _collect(lm: LM, blocks, folders: dict, count: int, source: dict, batch: int) -> None:
+    """Run the text through the model and write every row at its place."""
+    first, rows = (0 if source["keep_pos0"] else 1), source["rows"]
+    per_block = rows // count
+    place = np.random.default_rng(source["seed"]).permutation(rows)
+    tables = {key: _allocate(path, rows, lm.d(key[0])) for key, path in folders.items()}
+    done = min(_done(path, source) for path in folders.values()) // batch * batch
+    bar = tqdm(
+        total=rows, initial=done * per_block, desc=f"harvest {lm.name}", unit="tok", unit_scale=True, disable=None
+    )
+    flushed = time.monotonic()
+    for start in range(done, count, batch):
+        stop = min(start + batch, count)
+        read = torch.as_tensor(np.asarray(blocks[start:stop]["tokens"]))
+        here = place[start * per_block : stop * per_block]
+        for key, x in lm.activations(read, list(folders)).items():
+            x = x[:, first:].to(torch.bfloat16)
+            if not x.isfinite().all():
+                block = start + int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+                raise ValueError(
+                    f"{lm.name}: NaN or infinite activation at {key[0]} of layer {key[1]}, block {block} of the text; "
+                    "load the model in float32, or look at that block"
+                )
+            tables[key][here] = x.flatten(0, 1).cpu().view(torch.uint16).numpy()
+        bar.update(len(here))
+        if stop == count or time.monotonic() - flushed > FLUSH_SECONDS:
+            for key, path in folders.items():
+                tables[key].flush()
+                _write(path / PROGRESS, {"source": source, "blocks": stop})
+            flushed = time.monotonic()
+    bar.close()
+
+
+def _allocate(folder: Path, rows: int, n: int) -> np.memmap:
+    """The writable data file, at its full length. What an interrupted harvest wrote stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, size = folder / DATA, rows * n * 2
+    have = path.stat().st_size if path.exists() else 0
+    if (free := shutil.disk_usage(folder).free) < size - have:
+        raise OSError(f"{path} needs {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free: make room")
+    if have != size:
+        (folder / PROGRESS).unlink(missing_ok=True)
+        with open(path, "wb") as file:
+            file.truncate(size)
+    return np.memmap(path, np.uint16, "r+", shape=(rows, n))
+
+
+def _done(folder: Path, source: dict) -> int:
+    """Blocks that an interrupted harvest of the same source has safely written."""
+    path = folder / PROGRESS
+    progress = json.loads(path.read_text()) if path.exists() else {}
+    return progress["blocks"] if progress.get("source") == source else 0
+
+
+def _finish(folder: Path, n: int, source: dict) -> None:
+    """Measure the whole store and write meta.json, which makes it complete."""
+    rows = source["rows"]
+    data = torch.from_file(str(folder / DATA), shared=False, size=rows * n, dtype=torch.bfloat16).view(rows, n)
+    total, norms = torch.zeros(n, dtype=torch.float64), []
+    for part in data.split(8192):
+        part = part.float()
+        norms.append(part.square().sum(-1))
+        total += part.sum(0, dtype=torch.float64)
+    norms = torch.cat(norms).double()
+    largest = norms.topk(max(1, rows // 1000)).values.sum()
+    share, scale = float(largest / norms.sum()), float(norms.mean().rsqrt())
+    if share > 0.05:
+        warnings.warn(
+            f"{source['site']} of layer {source['layer']}: 0.1 % of the tokens hold {share:.0%} of the squared norm; "
+            "scale, lambda, FVU and gamma will be about them. Leave out position 0, or look at these tokens",
+            stacklevel=3,
+        )
+    meta = {"n": n, "rows": rows, "scale": scale, "mean": (total / rows * scale).tolist(), "top_share": share}
+    _write(folder / META, {**meta, "complete": True, "source": source})
+    (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def _write(path: Path, value: dict) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value))
+    os.replace(temporary, path)
