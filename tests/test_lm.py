@@ -315,7 +315,10 @@ def test_gelu_1l_loads_from_transformer_lens_old_format(hub, tokens):
     config = dict(d_model=D, n_layers=1, d_mlp=D_MLP, d_head=D_HEAD, n_heads=HEADS, n_ctx=16, d_vocab=V)
     config |= dict(act_fn="gelu", attn_only=False, normalization="LN", tokenizer_name="someone/words")
     (folder / "config.json").write_text(json.dumps(config))
-    words().save_pretrained(hub("someone/words"))
+    words().save_pretrained(vocabulary := hub("someone/words"))
+    absent = vocabulary.parents[1] / ".no_exist" / vocabulary.name  # how the client remembers: no such file there
+    absent.mkdir(parents=True)
+    (absent / "config.json").touch()
     ours = lms.load("gelu-1l", device="cpu", dtype="float32")
     close(ours.bridge(tokens, return_type="logits"), logits)
     close(ours.activations(tokens, [("mlp_neurons", 0)])["mlp_neurons", 0], neurons)
