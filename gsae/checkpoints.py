@@ -41,9 +41,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
             state = json.loads((file.metadata() or {})["gsae"])
             tensors = {k: file.get_tensor(k) for k in file.keys()}
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(
-            f"cannot read {path}: {error}. Delete the file; it will be made again"
-        ) from error
+        raise CheckpointError(f"cannot read {path}: {error}. Delete the file; it will be made again") from error
     if checksum(tensors) != state.pop("sum"):
         raise CheckpointError(
             f"{path} is damaged: its bytes differ from those written. Delete the file; it will be made again"

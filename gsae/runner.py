@@ -79,9 +79,7 @@ class Site:
         per_block = self.run.context - (not self.run.keep_pos0)
         tokens = self.tokens(-(-self.run.eval_tokens // per_block))
         kept = []
-        for part in tqdm(
-            tokens.split(16), desc=f"evaluation text, {self.run.site} {self.run.layer}", disable=None
-        ):
+        for part in tqdm(tokens.split(16), desc=f"evaluation text, {self.run.site} {self.run.layer}", disable=None):
             x = self.model.activations(part, [self.key])[self.key][:, 0 if self.run.keep_pos0 else 1 :]
             kept.append((x.float() * self.store.scale).bfloat16().cpu())
         return torch.cat(kept), torch.arange(len(tokens)) % metrics.GROUPS
@@ -99,10 +97,7 @@ class Site:
         """Cross-entropy per block: clean, zero-ablated and mean-ablated (position 0 keeps its activation)."""
         mean = self.store.mean / self.store.scale
         bar = tqdm(self.splices, desc="clean, zero and mean ablation", disable=None)
-        rows = [
-            (s.ce(None), s.ce(torch.zeros_like(s.clean)), s.ce(mean.to(s.clean).expand_as(s.clean)))
-            for s in bar
-        ]
+        rows = [(s.ce(None), s.ce(torch.zeros_like(s.clean)), s.ce(mean.to(s.clean).expand_as(s.clean))) for s in bar]
         return dict(zip(("clean", "zero", "mean"), map(list, zip(*rows, strict=True)), strict=True))
 
     @torch.no_grad()
@@ -147,9 +142,7 @@ def train_stack(runs: list[Run], site: Site, experiment: str, at: str, force: bo
     seconds = (time.monotonic() - began) / len(runs)
     for k, (one, sae) in enumerate(zip(runs, tqdm(saes, desc="evaluate", disable=None), strict=True)):
         began = time.monotonic()
-        checkpoints.save(
-            sae, checkpoints.weights(one.id), run=experiments.asdict(one), scale=site.store.scale
-        )
+        checkpoints.save(sae, checkpoints.weights(one.id), run=experiments.asdict(one), scale=site.store.scale)
         values, sums, density = site.evaluate(sae)
         corpus_hash, lm_hash = experiments.sources(one.lm, one.context)
         record = {
@@ -164,9 +157,7 @@ def train_stack(runs: list[Run], site: Site, experiment: str, at: str, force: bo
             "curve": {"columns": list(stack.columns), "rows": [row[k] for row in stack.curve]},
             "density": density,
             "store": {"scale": site.store.scale, "top_share": site.store.top_share, "rows": site.store.rows},
-            "provenance": evidence.provenance(
-                plan.device, seconds + time.monotonic() - began, corpus_hash, lm_hash
-            ),
+            "provenance": evidence.provenance(plan.device, seconds + time.monotonic() - began, corpus_hash, lm_hash),
         }
         evidence.write(record, force=force)
     checkpoint.unlink(missing_ok=True)
@@ -205,11 +196,7 @@ def run(
     label = name if isinstance(name, str) else "own"
     never = os.environ.get("GSAE_TRAIN") == "never"
     todo = (
-        ""
-        if not missing
-        else ", the others are missing (GSAE_TRAIN=never)"
-        if never
-        else f", {len(missing)} to train"
+        "" if not missing else ", the others are missing (GSAE_TRAIN=never)" if never else f", {len(missing)} to train"
     )
     print(
         f"{label} at scale {at}: {len(runs) - len(missing)} of {len(runs)} runs are on record{todo}",

@@ -118,9 +118,7 @@ def adam_rows(update: Callable, w: Tensor, g: Tensor, v: Tensor, age: Tensor, lr
 
 def compiler() -> bool:
     """Whether `torch.compile` can work here; GSAE_COMPILE=0 turns it off."""
-    has = torch.cuda.is_available() or any(
-        map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))
-    )
+    has = torch.cuda.is_available() or any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
     return os.environ.get("GSAE_COMPILE", "1") != "0" and bool(has)
 
 
@@ -143,9 +141,7 @@ class Stack:
         self.encoder, self.latent = sae.ENCODER, tuple(k for k in sae.LATENT if hasattr(sae, k))
         self.w = {k: v.detach().repeat(K, *[1] * v.dim()).to(plan.device) for k, v in sae.named_parameters()}
         self.v = {k: torch.zeros_like(v) for k, v in self.w.items()}
-        self.age = torch.zeros(
-            K, plan.M, device=plan.device
-        )  # Adam steps of each latent since its last resampling
+        self.age = torch.zeros(K, plan.M, device=plan.device)  # Adam steps of each latent since its last resampling
         self.silent = torch.zeros(K, plan.M, device=plan.device)  # steps since each latent last fired
         self.lam = torch.tensor(plan.lams, device=plan.device)
 

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -66,7 +65,7 @@ class SparseData:
     n: int = 32
     features: int = 64
     l0: float = 3.0
-    magnitude: Literal["uniform", "exponential", "constant"] = "uniform"
+    magnitude: str = "uniform"
     noise: float = 0.0
     seed: int = 0
 

@@ -57,9 +57,7 @@ def fit(
                 ) from None
             if step % log_every == 0 or stack.step == plan.steps:
                 dead = (stack.silent >= plan.window).float().mean(1)
-                columns = [terms.get(c, torch.zeros_like(dead)).tolist() for c in stack.columns[4:8]] + [
-                    dead.tolist()
-                ]
+                columns = [terms.get(c, torch.zeros_like(dead)).tolist() for c in stack.columns[4:8]] + [dead.tolist()]
                 head = [step, stack.step * plan.batch]
                 stack.curve.append([[*head, lam * plan.lam_share(step), plan.lr_at(step), *values]
                                     for lam, *values in zip(plan.lams, *columns, strict=True)])  # fmt: skip

