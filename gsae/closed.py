@@ -62,7 +62,7 @@ def closed_form(arch: str, fuse: Callable = lambda f: f) -> Callable[..., Gradie
 
     `fuse` wraps each element-wise part (`torch.compile`, or nothing). The function takes parameters with any leading
     dimensions, `x: (batch, n)`, `lam` broadcast over `(…, 1, 1)` and the dtype of the products, and returns gradients,
-    loss terms and statistics as `losses(…, return_stats=True)` does, the terms and `l0` of the leading dimensions' shape.
+    loss terms and statistics as `losses(…, return_stats=True)` does, terms and `l0` of the leading dimensions' shape.
     """
     make = {"gated": gated, "baseline": baseline}.get(arch)
     return make(fuse) if make else None

@@ -20,7 +20,8 @@ from gsae import assets, checkpoints, corpus
 
 NAME = "gelu-1l-mini"
 CONFIG = dict(
-    d_model=128, d_head=32, n_heads=4, n_layers=1, n_ctx=128, d_vocab=4096, d_mlp=512, act_fn="gelu", normalization_type="LN"
+    d_model=128, d_head=32, n_heads=4, n_layers=1, n_ctx=128, d_vocab=4096, d_mlp=512,
+    act_fn="gelu", normalization_type="LN",
 )  # fmt: skip
 BATCH, LR, TOKENS = 64, 2e-3, 20_000_000
 
@@ -47,7 +48,7 @@ def bridge(tokenizer=None, seed: int = 0) -> TransformerBridge:
 
 
 def load_bridge(folder: Path, device: str = "cpu") -> TransformerBridge:
-    """The trained model of a folder that `train` wrote. Raises FileNotFoundError, with the command, where there is none."""
+    """The trained model of a folder that `train` wrote. Raises FileNotFoundError where there is none."""
     if not (folder / "model.safetensors").exists():
         raise FileNotFoundError(f"no language model in {folder}: train it with `gsae lm train {NAME}`")
     model = bridge(train_tokenizer(folder / "tokenizer.json"))

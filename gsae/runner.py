@@ -46,8 +46,8 @@ class Site:
             )
         if len(data) < count:
             raise ValueError(
-                f"{run.lm}: the {split} text has {len(data):,} blocks of {run.context} tokens, the run asks for {count:,}; "
-                "lower its tokens or name a larger dataset"
+                f"{run.lm}: the {split} text has {len(data):,} blocks of {run.context} tokens, the run asks "
+                f"for {count:,}; lower its tokens or name a larger dataset"
             )
         return data.select(range(count))
 
@@ -90,7 +90,7 @@ class Site:
     @cached_property
     def splices(self) -> list:
         tokens = self.tokens(-(-self.run.ce_tokens // self.run.context))
-        return [self.model.splice(part, *self.key) for part in tokens.split(16)]
+        return [self.model.splice(part, *self.key, keep_pos0=self.run.keep_pos0) for part in tokens.split(16)]
 
     @cached_property
     def references(self) -> dict[str, list[Tensor]]:

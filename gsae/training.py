@@ -102,7 +102,8 @@ def train(
     """
     if x.dim() != 2 or len(x) < batch:
         raise ValueError(
-            f"x must be (tokens, n) with at least one batch of {batch} rows, got {tuple(x.shape)}; pass a smaller batch="
+            f"x must be (tokens, n) with at least one batch of {batch} rows, got {tuple(x.shape)}; "
+            "pass a smaller batch="
         )
     if arch not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {arch!r}: expected one of {', '.join(ARCHITECTURES)}")

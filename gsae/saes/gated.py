@@ -19,8 +19,10 @@ class GatedSAE(SAE):
     of `r_mag` when untied. The defaults are the paper's; every other value is an ablation.
 
     Args:
-        tie: "r_mag", the paper's `W_mag = exp(r_mag) * W_gate` (Eq. 7); "shared", the same without `r_mag`; "none", a free `W_mag`.
-        freeze: what the auxiliary decode holds constant: "both" (the paper), "W_dec", "b_dec", or "none" (the paper's unfrozen arm).
+        tie: "r_mag", the paper's `W_mag = exp(r_mag) * W_gate` (Eq. 7); "shared", the same without `r_mag`;
+            "none", a free `W_mag`.
+        freeze: what the auxiliary decode holds constant: "both" (the paper), "W_dec", "b_dec", or
+            "none" (the paper's unfrozen arm).
         auxiliary: whether the loss has its auxiliary term.
         step: False decodes the gate path without the step function.
         centre_grad: False detaches the `b_dec` that centres the encoder's input.
