@@ -137,7 +137,7 @@ def recovery(
     cosine, latent = cosines.max(dim=1)
     estimate = f[:, latent] * norms[latent]
     both = (estimate > 0) & (magnitudes > 0)
-    slope = (estimate * magnitudes * both).sum(0) / (magnitudes.square() * both).sum(0)
+    slope = (estimate * magnitudes).sum(0) / (magnitudes.square() * both).sum(0)
     return Recovery(latent, cosine, slope)
 
 
