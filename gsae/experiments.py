@@ -75,8 +75,10 @@ class Run:
         """Twelve hex digits of the fields, the recipe, and the hashes of the text and the language model."""
         return self.id_at(RECIPES[self.arch])
 
-    def id_at(self, recipe: int) -> str:
-        corpus, lm = sources(self.lm, self.context)
+    def id_at(self, recipe: int, corpus: dict | None = None, lm: str | None = None) -> str:
+        """The id under a recipe and, where given, the hashes that a record names."""
+        known_corpus, known_lm = sources(self.lm, self.context)
+        corpus, lm = known_corpus if corpus is None else corpus, known_lm if lm is None else lm
         text = json.dumps([asdict(self), recipe, corpus, lm], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
