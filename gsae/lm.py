@@ -1,6 +1,7 @@
 """All contact with a language model: load one, read a site's activations, measure the cross-entropy with a
 site replaced. Everything runs through TransformerLens' `TransformerBridge`."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformer_lens.model_bridge.sources import tl_legacy
 from transformer_lens.tools.model_registry.registry_io import resolve_model_alias
 from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from gsae import assets
 from gsae.splice import Splice
@@ -135,17 +137,20 @@ def load(name: str, device: str = "auto", dtype: torch.dtype | str | None = None
         fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         dtype = torch.bfloat16 if fast and name != "gelu-1l-mini" else torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    with _remedy(name):
-        if name == "gelu-1l-mini":
-            bridge = _mini()
-        elif _source(name).startswith(tl_legacy.TL_LEGACY_PREFIXES):
-            bridge = _legacy(_source(name), tokenizer(name))
-        else:
-            model = AutoModelForCausalLM.from_pretrained(_source(name), dtype=dtype)
-            bridge = TransformerBridge.boot_transformers(
-                _source(name), hf_model=model.to(device), tokenizer=tokenizer(name), device=device, dtype=dtype
-            )
-    return LM(bridge.to(device, dtype), name, NAMES[name].context if name in NAMES else None)
+    if name == "gelu-1l-mini":
+        bridge = _mini()
+    else:
+        with _remedy(name), _quiet():
+            source, words = _source(name), tokenizer(name)
+            if source.startswith(tl_legacy.TL_LEGACY_PREFIXES):
+                bridge = _legacy(source, words)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device)
+                bridge = TransformerBridge.boot_transformers(
+                    source, hf_model=model, tokenizer=words, device=device, dtype=dtype
+                )
+    bridge.to(device, dtype, print_details=False)
+    return LM(bridge, name, NAMES[name].context if name in NAMES else None)
 
 
 def tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -170,6 +175,19 @@ def _remedy(name: str) -> Iterator[None]:
             "https://huggingface.co and a token (`hf auth login`, or HF_TOKEN). 'smollm2' and 'gelu-1l-mini' "
             "need no hub."
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar over weights where nobody watches: it would end up in the pages of the book."""
+    hide = not sys.stderr.isatty() and hf_logging.is_progress_bar_enabled()
+    if hide:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            hf_logging.enable_progress_bar()
 
 
 def _source(name: str) -> str:
