@@ -111,7 +111,7 @@ def provenance(device: str, seconds: float, corpus: dict, lm: str) -> dict:
     return {
         "commit": commit, "dirty": is_dirty, "versions": versions, "device": device, "seconds": round(seconds, 1),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"), "corpus": corpus, "lm": lm,
-        "command": " ".join(["gsae", *sys.argv[1:]]) if "gsae" in Path(sys.argv[0]).name else "gsae.run",
+        "command": " ".join(["gsae", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("gsae", "__main__.py") else "gsae.run",
     }  # fmt: skip
 
 
