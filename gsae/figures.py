@@ -1,0 +1,184 @@
+"""Table in, figure out. One colour an architecture everywhere; what is missing is said in the plot."""
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from gsae import stats
+
+COLOURS = {"gated": "#d1495b", "baseline": "#3d85c6", "truth": "#767b82", "relu": "#3d85c6", "jumprelu": "#d1495b"}
+LABELS = {"gated": "Gated SAE", "baseline": "baseline SAE, 1.5x as wide"}
+MARKERS = {"gated": "o", "baseline": "s"}
+STYLE = Path(__file__).parent / "paper.mplstyle"
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw with the house style, without changing the reader's own; the figure is closed, so that it shows once."""
+
+    @wraps(draw)
+    def wrapper(*args, **kwargs) -> Figure:
+        with plt.style.context(STYLE):
+            figure = draw(*args, **kwargs)
+        plt.close(figure)
+        return figure
+
+    return wrapper
+
+
+def caption(df: pd.DataFrame) -> str:
+    """Scale, tokens and seeds of the runs drawn, and how many are missing."""
+    scale, tokens = (
+        df["scale"].iloc[0],
+        sorted({f"{t / 1e6:.3g} M" if t >= 1e6 else f"{t / 1e3:.3g} k" for t in df["tokens"]}),
+    )
+    missing = int((df["status"] == "missing").sum())
+    seeds = df["seed"].nunique()
+    text = f"scale {scale}: {', '.join(tokens)} tokens a run, {seeds} seed{'s' * (seeds > 1)}"
+    text += {"smoke": ". A test of the code, not a result"}.get(scale, "")
+    return text + (f". MISSING: {missing} of {len(df)} runs" if missing else "")
+
+
+def arms(df: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    """Each architecture's finished runs, by rising L0."""
+    for arch in ("baseline", "gated"):
+        rows = df[(df["arch"] == arch) & (df["status"] != "missing")]
+        if len(rows):
+            yield arch, rows.sort_values("l0")
+
+
+def finish(figure: Figure, axes: Axes, df: pd.DataFrame, x: str, y: str, title: str = "") -> Figure:
+    axes.set(xlabel=x, ylabel=y, title=title)
+    if not (df["status"] != "missing").any():
+        axes.text(0.5, 0.5, "no run on record at this scale", transform=axes.transAxes, ha="center")
+    elif axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    figure.supxlabel(caption(df), fontsize=7.5, x=0.99, ha="right")
+    return figure
+
+
+def plain_log(axis) -> None:
+    """Plain numbers on a log axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def points(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v) -> None:
+    """Every finished run with its 95 % bootstrap interval in L0 and `y`; seeds of an arm share its colour."""
+    for arch, rows in arms(df):
+        bounds = stats.intervals(rows, ["l0", y])
+        for seed, (_, one) in enumerate(rows.groupby("seed")):
+            b, value = bounds.loc[one.index], transform(one[y])
+            ends = np.stack([transform(b[f"{y}_low"]), transform(b[f"{y}_high"])])
+            across = np.abs(np.stack([b["l0_low"], b["l0_high"]]) - one["l0"].to_numpy())
+            upward = np.abs(np.sort(ends, 0) - value.to_numpy())
+            axes.errorbar(one["l0"], value, upward, across, color=COLOURS[arch], marker=MARKERS[arch], capsize=0,
+                          elinewidth=0.9, alpha=0.9, label=LABELS[arch] if seed == 0 else None)  # fmt: skip
+
+
+@styled
+def pareto(df: pd.DataFrame, title: str = "") -> Figure:
+    """L0 against loss recovered, both on log axes as in the paper (Figs 1, 5, 12, 13): up and left is better."""
+    figure, axes = plt.subplots()
+    points(axes, df, "loss_recovered", lambda v: 1 - v)
+    if (df["status"] != "missing").any():
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.invert_yaxis()
+        plain_log(axes.xaxis)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{1 - v:.4g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    return finish(figure, axes, df, "L0, latents on per token (log)", "loss recovered (log of what is missing)", title)
+
+
+@styled
+def shrinkage(df: pd.DataFrame, title: str = "") -> Figure:
+    """Relative reconstruction bias gamma (Eq. 10) against L0 (Figs 6, 14): below 1 is shrinkage."""
+    figure, axes = plt.subplots()
+    points(axes, df, "gamma")
+    axes.axhline(1, color=COLOURS["truth"], lw=0.9, ls="--")
+    if (df["status"] != "missing").any():
+        axes.set_xscale("log")
+        plain_log(axes.xaxis)
+    return finish(figure, axes, df, "L0, latents on per token (log)", "relative reconstruction bias gamma", title)
+
+
+@styled
+def lambda_map(df: pd.DataFrame, title: str = "") -> Figure:
+    """The lambda that gives each L0: the map from which the grids of a sweep are chosen."""
+    figure, axes = plt.subplots()
+    for arch, rows in arms(df):
+        axes.plot(rows["lam"], rows["l0"], color=COLOURS[arch], marker=MARKERS[arch], label=LABELS[arch])
+    if (df["status"] != "missing").any():
+        axes.set(xscale="log", yscale="log")
+        plain_log(axes.xaxis)
+        plain_log(axes.yaxis)
+    return finish(figure, axes, df, "lambda (log)", "L0 (log)", title)
+
+
+@styled
+def curves(df: pd.DataFrame, columns: tuple[str, ...] = ("reconstruction", "l0", "dead"), title: str = "") -> Figure:
+    """Training curves of a sweep: one line a run, paler for smaller lambda."""
+    figure, panels = plt.subplots(1, len(columns), figsize=(6.8, 3.0))
+    for axes, column in zip(panels, columns, strict=True):
+        for arch, rows in arms(df):
+            ranks = rows["lam"].rank(pct=True)
+            for (_, one), rank in zip(rows.iterrows(), ranks, strict=True):
+                axes.plot(
+                    one["curve"]["tokens"] / 1e6,
+                    one["curve"][column],
+                    color=COLOURS[arch],
+                    alpha=0.3 + 0.7 * rank,
+                    lw=1,
+                )
+        axes.set(xlabel="M tokens", title={"l0": "L0", "dead": "share of silent latents"}.get(column, column))
+        if column in ("l0", "reconstruction"):
+            axes.set_yscale("log")
+    figure.suptitle(title)
+    handles = [plt.Line2D([], [], color=COLOURS[a], label=LABELS[a]) for a, _ in arms(df)]
+    panels[0].legend(handles=handles, fontsize=7)
+    figure.supxlabel(caption(df), fontsize=7.5, x=0.99, ha="right")
+    return figure
+
+
+@styled
+def density(df: pd.DataFrame, title: str = "") -> Figure:
+    """How often latents fire: histograms of log10 of the share of tokens, summed over the runs of each arm."""
+    figure, axes = plt.subplots()
+    for arch, rows in arms(df):
+        counts = np.sum([d["counts"] for d in rows["density"]], 0)
+        edges = 10 ** np.array(rows["density"].iloc[0]["edges"])
+        dead = sum(d["dead"] for d in rows["density"]) / (counts.sum() + sum(d["dead"] for d in rows["density"]))
+        axes.stairs(counts / counts.sum(), edges, color=COLOURS[arch], label=f"{LABELS[arch]} ({dead:.1%} never fired)")
+    axes.set_xscale("log")
+    return finish(figure, axes, df, "share of tokens on which a latent fires (log)", "share of latents", title)
+
+
+@styled
+def lines(table: pd.DataFrame, x: str, ys: dict[str, str], ylabel: str, title: str = "", log: bool = False) -> Figure:
+    """Columns of a table against one of them; `ys` maps a column to the architecture, or name, whose colour it takes."""
+    figure, axes = plt.subplots()
+    for column, colour in ys.items():
+        axes.plot(table[x], table[column], label=column, color=COLOURS.get(colour, colour))
+    axes.set(xlabel=x, ylabel=ylabel, title=title, **({"xscale": "log"} if log else {}))
+    axes.legend()
+    return figure
+
+
+@styled
+def histogram(values: dict[str, np.ndarray], xlabel: str, bins: int = 80, title: str = "") -> Figure:
+    """Overlaid histograms of named samples; a name that is an architecture takes its colour."""
+    figure, axes = plt.subplots()
+    for i, (name, sample) in enumerate(values.items()):
+        axes.hist(np.asarray(sample), bins, histtype="step", label=name, color=COLOURS.get(name, f"C{i}"), lw=1.4)
+    axes.set(xlabel=xlabel, ylabel="count", title=title)
+    axes.legend()
+    return figure
