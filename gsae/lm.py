@@ -149,7 +149,9 @@ def load(name: str, device: str = "auto", dtype: torch.dtype | str | None = None
                 bridge = TransformerBridge.boot_transformers(
                     source, hf_model=model, tokenizer=words, device=device, dtype=dtype
                 )
-    bridge.to(device, dtype, print_details=False)
+    weight = next(bridge.parameters())
+    if (weight.device, weight.dtype) != (torch.empty(0, device=device).device, dtype):
+        bridge.to(device, dtype, print_details=False)  # takes seconds even where there is nothing to do
     return LM(bridge, name, NAMES[name].context if name in NAMES else None)
 
 
