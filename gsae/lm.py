@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
 import torch
 from huggingface_hub import snapshot_download
 from jaxtyping import Float, Int
@@ -170,7 +169,7 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
 def _remedy(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, httpx.HTTPError) as error:
+    except OSError as error:
         raise ModelError(
             f"cannot load the language model {name!r} ({_source(name)}): {error}\n"
             "Check the name and the network. A gated model (Gemma) needs its licence accepted on its page at "
