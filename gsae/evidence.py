@@ -108,10 +108,11 @@ def provenance(device: str, seconds: float, corpus: dict, lm: str) -> dict:
         except PackageNotFoundError:
             continue
     commit, is_dirty = _start()
+    named = Path(sys.argv[0]).name in ("gsae", "__main__.py")
     return {
         "commit": commit, "dirty": is_dirty, "versions": versions, "device": device, "seconds": round(seconds, 1),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"), "corpus": corpus, "lm": lm,
-        "command": " ".join(["gsae", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("gsae", "__main__.py") else "gsae.run",
+        "command": " ".join(["gsae", *sys.argv[1:]]) if named else "gsae.run",
     }  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def density(df: pd.DataFrame, title: str = "") -> Figure:
 
 @styled
 def lines(table: pd.DataFrame, x: str, ys: dict[str, str], ylabel: str, title: str = "", log: bool = False) -> Figure:
-    """Columns of a table against one of them; `ys` maps a column to the architecture, or name, whose colour it takes."""
+    """Columns of a table against one of them; `ys` maps a column to the name of its colour."""
     figure, axes = plt.subplots()
     for column, colour in ys.items():
         axes.plot(table[x], table[column], label=column, color=COLOURS.get(colour, colour))

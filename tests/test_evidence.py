@@ -1,0 +1,158 @@
+"""Run files: written whole, refused when dirty, caught when edited; experiments as data; claims; figures."""
+
+import dataclasses
+import json
+
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+import pytest
+
+from gsae import claims, evidence, experiments, figures, metrics, stats
+from gsae.experiments import Run, grid
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("GSAE_EVIDENCE", str(tmp_path))
+
+
+def record(run=None, scale="smoke", dirty=False, l0=5.0):
+    run = run or experiments.runs("pareto", scale)[0]
+    sums = {k: (np.arange(128) % 7 + 1.0) for k in (*metrics.ACTIVATION_SUMS, *metrics.CE_SUMS)}
+    sums |= {"l0": sums["tokens"] * l0, "ce_zero": 3 * sums["ce_tokens"], "ce_mean": 3 * sums["ce_tokens"]}
+    columns = ["step", "tokens", "lam", "lr", "reconstruction", "sparsity", "auxiliary", "l0", "dead"]
+    return {
+        "schema": 1, "recipe": 1, "id": run.id, "experiment": "pilot", "scale": scale, "run": dataclasses.asdict(run),
+        "metrics": stats.ratios(sums) | {"dead_fraction": 0.0}, "sums": {k: v.tolist() for k, v in sums.items()},
+        "curve": {"columns": columns, "rows": [[i, i * 10, 0.1, 1e-3, 0.5, 0.1, 0.2, 9, 0.0] for i in range(1, 4)]},
+        "density": {"edges": [-2.0, -1.0, 0.0], "counts": [3, 4], "dead": 1},
+        "provenance": evidence.provenance("cpu", 1.0, *experiments.sources(run.lm, run.context)) | {"dirty": dirty},
+    }  # fmt: skip
+
+
+def test_round_trip_and_missing_rows():
+    evidence.write(record())
+    df = evidence.load("pareto", "smoke")
+    assert list(df["status"]) == ["done", "missing", "missing", "missing"]
+    assert df["l0"][0] == pytest.approx(5.0) and len(df["curve"][0]) == 3
+
+
+def test_results_of_a_changed_tree_are_refused():
+    with pytest.raises(evidence.EvidenceError, match="uncommitted"):
+        evidence.write(record(scale="cpu", dirty=True))
+    assert evidence.write(record(scale="cpu", dirty=True), force=True).exists()
+
+
+@pytest.mark.parametrize("edit", ["field", "metric", "nan", "cut"])
+def test_an_edited_file_is_caught(edit):
+    path = evidence.write(record())
+    data = json.loads(path.read_text())
+    if edit == "field":
+        data["run"]["lam"] = 0.7
+    elif edit == "metric":
+        data["metrics"]["l0"] *= 1.01
+    elif edit == "nan":
+        data["metrics"]["dead_fraction"] = float("nan")
+    text = json.dumps(data)
+    path.write_text(text[:-100] if edit == "cut" else text)
+    with pytest.raises(evidence.EvidenceError, match=path.name):
+        evidence.load("pareto", "smoke")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(evidence.EvidenceError):
+        evidence.write(record() | {"id": "000000000000"})
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_an_older_recipe_is_shown_and_labelled(monkeypatch):
+    evidence.write(record())
+    monkeypatch.setitem(experiments.RECIPES, "gated", 2)
+    assert evidence.load("pareto", "smoke")["status"][0] == "old recipe"
+
+
+def test_ids_depend_on_every_field():
+    run = Run()
+    changed = {
+        "lm": "gelu-1l-mini",
+        "arch": "baseline",
+        "tie": "none",
+        "freeze": "none",
+        "site": "attn_z",
+        "text": "other",
+    }
+    for field in dataclasses.fields(Run):
+        value = getattr(run, field.name)
+        if field.name in changed:
+            other = changed[field.name]
+        else:
+            other = (
+                not value if isinstance(value, bool) else (*value, 0.4) if isinstance(value, tuple) else value * 2 + 1
+            )
+        assert dataclasses.replace(run, **{field.name: other}).id != run.id, field.name
+
+
+def test_grid_and_pairs():
+    runs = grid(Run(), lam=[0.1, 0.2], seed=[0, 1, 2])
+    assert len({r.id for r in runs}) == 6 and len({r.stack for r in runs}) == 3
+    wide = experiments.wider(Run(tie="none"))
+    assert (wide.arch, wide.M, wide.tie) == ("baseline", 3456, "r_mag")
+
+
+def test_unknown_words_are_explained(monkeypatch):
+    monkeypatch.setenv("GSAE_SCALE", "huge")
+    with pytest.raises(ValueError, match="smoke, cpu, gpu, paper"):
+        experiments.scale()
+    with pytest.raises(KeyError, match="pareto"):
+        experiments.runs("nothing", "cpu")
+    with pytest.raises(ValueError, match="mlp_out"):
+        Run(site="mlp")
+
+
+@pytest.mark.parametrize("scale", experiments.SCALES)
+def test_every_experiment_lists_at_every_scale(scale):
+    for name in experiments.EXPERIMENTS:
+        runs = experiments.runs(name, scale)
+        assert runs and len({r.id for r in runs}) == len(runs)
+
+
+def table():
+    for i, run in enumerate(experiments.runs("pareto", "smoke")[:3]):
+        evidence.write(record(run, l0=5.0 + i))
+    return evidence.load("pareto", "smoke")
+
+
+@pytest.mark.parametrize("name", ["pareto", "shrinkage", "lambda_map", "curves", "density"])
+def test_figures_say_scale_and_what_is_missing(name):
+    figure = getattr(figures, name)(table())
+    assert isinstance(figure, matplotlib.figure.Figure)
+    text = figure.get_supxlabel()
+    assert "scale smoke" in text and "MISSING: 1 of 4" in text and "not a result" in text
+    figure.canvas.draw()
+
+
+def test_an_empty_table_still_draws():
+    figures.pareto(evidence.load("pareto", "cpu")).canvas.draw()
+
+
+def test_claims_state_their_rule_and_the_exact_ones_hold():
+    df = claims.verdicts()
+    assert df["rule"].str.len().min() > 10
+    assert set(df[df["ours"] != ""]["verdict"]) == {claims.REPRODUCED}
+    assert (df[df["ours"] == ""]["verdict"] == claims.NOT_RUN).all()
+    assert claims.markdown().count("\n") == len(df) + 2
+
+
+def test_a_wrong_toy_fails_its_claim(monkeypatch):
+    from gsae import toy
+
+    monkeypatch.setattr(toy, "jump_relu", lambda z, theta: z * (z > theta))  # wrong below 0
+    assert claims.judge_jump_relu().verdict == claims.NOT
+
+
+def test_intervals_hold_the_estimate():
+    df = table()
+    bounds = stats.intervals(df, ["l0", "gamma"])
+    done = df["status"] == "done"
+    assert (bounds["l0_low"][done] <= df["l0"][done] + 1e-9).all() and isinstance(bounds, pd.DataFrame)

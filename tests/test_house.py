@@ -1,0 +1,135 @@
+"""The house: file lengths, imports, the environment, tags against pages, nothing private in tracked files."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import gsae
+
+ROOT = Path(__file__).parents[1]
+CODE = sorted((ROOT / "gsae").rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_no_file_above_250_lines(path):
+    assert len(path.read_text().splitlines()) <= 250
+
+
+MAY = {  # module -> what it may import beside the standard library
+    "saes": {"torch", "jaxtyping", "gsae.saes"},
+    "toy": {"torch", "jaxtyping", "gsae.saes"},
+    "metrics": {"torch", "jaxtyping"},
+    "experiments": set(),
+    "stats": {"numpy", "pandas", "scipy"},
+    "evidence": {"numpy", "pandas", "gsae"},
+    "figures": {"numpy", "pandas", "matplotlib", "gsae"},
+}
+
+
+def imported(path, top_level_only=False):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_who_may_import_whom(path):
+    name = path.relative_to(ROOT / "gsae").parts[0].removesuffix(".py")
+    if name in MAY:
+        for module in imported(path):
+            root = module.split(".")[0]
+            allowed = root in sys.stdlib_module_names or any(
+                module == m or module.startswith(m + ".") for m in MAY[name]
+            )
+            assert allowed, f"{path.name} imports {module}"
+    if name == "lm":
+        assert not any("saes" in m for m in imported(path))
+    if name in ("training", "stack"):
+        assert "gsae.lm" not in set(imported(path))
+
+
+def test_listing_needs_no_torch():
+    code = "import sys, gsae.cli; gsae.cli.main(['list', 'pareto']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "baseline" in done.stdout
+
+
+def test_environment_file():
+    env = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert set(env) == {"name", "channels", "dependencies"} and env["channels"] == ["conda-forge"]
+    assert env["name"] == PROJECT["name"] and "pip" in env["dependencies"]
+    python = next(d for d in env["dependencies"] if isinstance(d, str) and d.startswith("python="))
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python.split("=")[-1] + ".0")
+    (pip,) = [d["pip"] for d in env["dependencies"] if isinstance(d, dict)]
+    for line in pip:
+        extras = re.fullmatch(r"-e \.\[([\w,]+)\]", line)
+        assert extras and set(extras[1].split(",")) <= set(PROJECT["optional-dependencies"])
+
+
+def test_environment_requirements_parse_and_are_pinned():
+    pins = {Requirement(x).name.lower().replace("_", "-") for x in lines("constraints.txt")}
+    for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
+        for text in group:
+            assert Requirement(text).name.lower().replace("_", "-") in pins, f"{text} has no pin in constraints.txt"
+
+
+def lines(name):
+    return [x for x in (ROOT / name).read_text().splitlines() if x and not x.startswith("#")]
+
+
+def test_one_repository_url():
+    urls = PROJECT["urls"]["Repository"], yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    assert set(urls) == {gsae.REPO}
+
+
+def tagged(pattern, paths):
+    return {m for p in paths for m in re.findall(pattern, p.read_text())}
+
+
+def test_every_equation_has_its_line_and_its_test():
+    labels = set(re.findall(r"^\(eq-(\d+)\)=", (ROOT / "book/equations.md").read_text(), re.M))
+    assert labels
+    code = tagged(r"Eqs?\.? (\d+)", CODE)
+    tests = tagged(r"def test_\w*?eq(\d+)_", (ROOT / "tests").glob("test_*.py"))
+    assert labels <= code, f"no code line for {labels - code}"
+    assert labels <= tests, f"no test for {labels - tests}"
+
+
+def test_every_deviation_tag_has_its_entry():
+    listed = set(re.findall(r"^\| (D\d+) \|", (ROOT / "book/deviations.md").read_text(), re.M))
+    used = tagged(r"\b(D\d+)\b(?=[,;:.)\s])", [p for p in CODE if "data" not in p.parts])
+    assert listed == {f"D{i + 1}" for i in range(len(listed))}
+    assert used <= listed, f"no entry for {used - listed}"
+
+
+def test_nothing_private_in_tracked_files():
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    private = re.compile(r"(?<![A-Za-z])/(?:work|root)/|https?://[a-z.]*(?:pythonhosted|npmjs|debian)\.")
+    for name in names:
+        if (
+            name.endswith((".py", ".md", ".json", ".ipynb", ".yml", ".toml", ".txt", ".css"))
+            and "test_house" not in name
+        ):
+            assert not private.search((ROOT / name).read_text()), name
+
+
+def test_manifest_names_the_packaged_text_and_model():
+    manifest = json.loads((ROOT / "gsae/data/manifest.json").read_text())
+    assert (
+        set(manifest["corpora"]["smollm2"]) == {"train-128", "eval-128", "lm_heldout-128"}
+        and manifest["lms"]["smollm2"]
+    )

@@ -1,0 +1,52 @@
+"""The shape of the chapters: they explain, the package computes, and nothing they printed is in git."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import gsae
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda p: p.stem)
+def notebook(request):
+    return json.loads(request.param.read_text())
+
+
+def sources(notebook, kind):
+    return ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == kind]
+
+
+def test_there_are_chapters():
+    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i + 1:02d}" for i in range(len(NOTEBOOKS))] and NOTEBOOKS
+
+
+def test_cells_are_short_and_define_nothing(notebook):
+    for source in sources(notebook, "code"):
+        assert len(source.splitlines()) <= 12, source
+        assert "def " not in source and "lambda" not in source.replace('"lambda', ""), source
+
+
+def test_no_outputs(notebook):
+    assert not any(c.get("outputs") or c.get("execution_count") for c in notebook["cells"])
+
+
+def test_runs_on_colab(notebook):
+    meta = notebook["metadata"]
+    assert meta["kernelspec"]["name"] == "python3" and meta["accelerator"] == "GPU" and meta["colab"]
+    assert f"git+{gsae.REPO}@main" in sources(notebook, "code")[0]
+
+
+def test_opens_with_the_question_and_ends_with_what_could_change_it(notebook):
+    text = sources(notebook, "markdown")
+    assert text[0].startswith("# ") and "*Paper:" in text[0] and "?" in text[0]
+    assert "could change" in text[-1]
+
+
+def test_figures_have_alt_text(notebook):
+    for cell in notebook["cells"]:
+        if "".join(cell["source"]).strip().splitlines()[-1:] and cell["cell_type"] == "code":
+            if "".join(cell["source"]).splitlines()[-1].startswith("figures."):
+                assert cell["metadata"]["mystnb"]["image"]["alt"], cell["source"]

@@ -1,0 +1,100 @@
+"""The built book: links resolve, figures have alt text, nothing is asked of another host, no console error."""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+HTML = Path(__file__).parents[1] / "_build" / "html"
+pytestmark = pytest.mark.pages
+CHAPTERS = sorted(
+    p.relative_to(HTML).as_posix() for p in HTML.glob("*/*.html") if p.parent.name in ("book", "notebooks")
+)
+
+
+class Tags(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.ids = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.found.append((tag, attrs))
+        self.ids |= {attrs[k] for k in ("id", "name") if attrs.get(k)}
+
+
+@functools.cache
+def page(name):
+    return Tags((HTML / name).read_text())
+
+
+def test_the_book_is_built():
+    assert "book/index.html" in CHAPTERS and len(CHAPTERS) > 8, "build it first: make book"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_page(name):
+    for tag, attrs in page(name).found:
+        src = attrs.get("src") if tag != "link" else attrs.get("href") if attrs.get("rel") == "stylesheet" else None
+        assert not (src or "").startswith(("http", "//")), f"{name} loads {src}"
+        if tag == "img":
+            assert attrs.get("alt"), f"{name}: an image without alt text: {attrs}"
+        target = urlparse(attrs.get("href") or "")
+        if tag == "a" and not target.scheme and not target.netloc and (target.path or target.fragment):
+            path = (HTML / name).parent / unquote(target.path) if target.path else HTML / name
+            assert path.exists(), f"{name} links to {attrs['href']}, which is not there"
+            if target.fragment and path.suffix == ".html":
+                assert unquote(target.fragment) in page(path.resolve().relative_to(HTML.resolve()).as_posix()).ids, (
+                    attrs["href"]
+                )
+
+
+@pytest.fixture(scope="module")
+def site():
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=HTML)
+    handler.log_message = lambda *a: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI needs chromium")
+        pytest.skip("no Chromium on this machine: the pages were not opened in a browser")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=path, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(site, browser, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    problems, opened = [], context.new_page()
+    opened.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    opened.on("pageerror", lambda e: problems.append(str(e)))
+    opened.on("request", lambda r: None if r.url.startswith((site, "data:")) else problems.append(r.url))
+    for name in CHAPTERS:
+        opened.goto(f"{site}/{name}")
+        opened.wait_for_load_state("load")
+        wide = opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 1, f"{name} overflows by {wide} pixels at {width}"
+        assert not problems, f"{name}: {problems}"
+    context.close()
