@@ -90,7 +90,7 @@ class Run:
             raise ValueError(
                 f"a run has unknown fields {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}"
             )
-        return cls(**record)
+        return cls(**record | {"resample": tuple(record.get("resample", cls.resample))})
 
 
 @cache
