@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .bench
 BIN := $(VENV)/bin
 PAGE := $(CURDIR)/_build/html/index.html
 BUILD := GSAE_SCALE=cpu GSAE_TRAIN=never $(BIN)/jupyter-book build . --all -W -n --keep-going
@@ -17,13 +18,14 @@ if $(2); then printf '==> %s: done in %d s\n' "$(1)" "$$(($$(date +%s) - start))
 else printf '==> %s: FAILED after %d s\n' "$(1)" "$$(($$(date +%s) - start))"; exit 1; fi
 endef
 
-.PHONY: help book test check bench venv fetch
+.PHONY: help book test check bench venv fetch peers
 
 help:
 	@echo "make book   build the book; prints the path of its first page"
 	@echo "make test   everything CI runs: style, unit tests, notebooks, book, pages"
 	@echo "make check  style and unit tests only, a minute or two"
 	@echo "make bench  measure training throughput"
+	@echo "make peers  install SAELens and dictionary_learning, which some tests compare with, into $(PEERS)"
 
 venv: $(VENV)/.installed
 
@@ -60,3 +62,11 @@ test: venv fetch check
 bench: venv
 	$(call stage,install the benchmark extras,$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]")
 	$(call stage,throughput,$(BIN)/python -m benchmarks)
+
+# nnsight asks for torchvision, which nothing here uses and which does not load beside a torch of another build.
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: benchmarks/peers.txt
+	$(call stage,install the peer libraries into $(PEERS),$(PYTHON) -m venv $(PEERS) && \
+	$(PEERS)/bin/python -m pip install -q -r $< && $(PEERS)/bin/python -m pip uninstall -q -y torchvision)
+	@touch $@
