@@ -1,0 +1,135 @@
+"""Collected latents as HTML: a fragment a latent, and a self-contained page of many.
+
+Corpus text is never trusted: it is escaped here, in one place, and characters that cannot be seen are named.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import os
+import unicodedata
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+SPACES = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍", " ": " "}
+QUANTILES = ((0.75, 1.0), (0.5, 0.75), (0.25, 0.5), (0.0, 0.25))  # of the latent's peaks, strongest first
+
+
+def visible(text: str) -> str:
+    """Text with a visible sign for every character that has no shape of its own, escaped for HTML.
+
+    Controls, bidirectional marks, zero-width and unassigned characters become "⟨U+200F⟩"; line ends get a "↵".
+    """
+    shown = []
+    for c in text:
+        hidden = unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp")
+        shown.append(SPACES.get(c) or (f"⟨U+{ord(c):04X}⟩" if hidden else c))
+    return escape("".join(shown))
+
+
+def snippet(example: dict, top: float) -> str:
+    """One example as text, tokens shaded by their activation over `top`, the example's own token in a `<mark>`."""
+    parts = []
+    for i, (token, act) in enumerate(zip(example["tokens"], example["acts"], strict=True)):
+        text = visible(token)
+        if act > 0:
+            tag, share = ("mark" if i == example["at"] else "span"), min(act / top, 1)
+            text = f'<{tag} style="--a:{share:.2g}" title="{share:.0%} of the maximum">{text}</{tag}>'
+        # Isolated, so that a right-to-left token cannot reorder its neighbours.
+        parts.append(f"<bdi>{text}</bdi>" if act > 0 or not token.isascii() else text)
+    return f'<span class="text" dir="ltr">{"".join(parts)}</span>'
+
+
+def examples(title: str, rows: list[dict], top: float, blind: bool) -> str:
+    if not rows:
+        return ""
+    items = []
+    for e in rows:
+        act = e["acts"][e["at"]]
+        value = f"{act / top:.0%}" if blind else f"{act:.3g}"
+        items.append(f'<li><span class="value" aria-label="activation {value}">{value}</span>{snippet(e, top)}</li>')
+    return f"<h4>{escape(title)}</h4><ol>{''.join(items)}</ol>"
+
+
+def logits(title: str, rows: list) -> str:
+    cells = "".join(f"<tr><td><code>{visible(t)}</code></td><td>{v:+.2f}</td></tr>" for t, v in rows)
+    return f"<table><caption>{title}</caption><tbody>{cells}</tbody></table>"
+
+
+def histogram(hist: dict) -> str:
+    """Bars of the activations above 0, as an inline SVG with a text for screen readers."""
+    counts, width = hist["counts"], hist["width"]
+    if not counts:
+        return ""
+    highest, step = max(counts), 240 / len(counts)
+    bars = "".join(
+        f'<rect x="{i * step:.1f}" y="{48 - 48 * math.sqrt(c / highest):.1f}" width="{0.9 * step:.1f}" '
+        f'height="{48 * math.sqrt(c / highest):.1f}"/>'
+        for i, c in enumerate(counts)
+        if c
+    )
+    label = (
+        f"Histogram of {sum(counts):,} activations above 0, from 0 to {len(counts) * width:.3g}; square-root heights"
+    )
+    return f'<svg class="hist" viewBox="0 0 240 49" role="img" aria-label="{label}">{bars}</svg>'
+
+
+def facts(latent: dict) -> str:
+    """What would tell one SAE, site or layer from another: shown in an open dashboard only."""
+    near = ", ".join(f"{i} ({cos:.2f})" for i, cos in latent.get("similar", []))
+    parts = [f"<p>Most similar latents (cosine of decoder directions): {near}</p>"] if near else []
+    if neurons := latent.get("neurons"):
+        listed = ", ".join(f"{i} ({share:.0%})" for i, share in neurons)
+        parts.append(f"<p>Neurons with the largest share of the direction's squared norm: {listed}</p>")
+    return "".join(parts)
+
+
+def groups(latent: dict) -> list[tuple[str, list[dict]]]:
+    """Titled lists of examples: the strongest, then some of each quarter of the latent's peaks."""
+    found = [("Strongest examples", latent["top"])]
+    for low, high in QUANTILES:
+        rows = [e for e in latent["sample"] if low <= e["q"] < high or e["q"] == high == 1]
+        picked = [rows[i * len(rows) // min(len(rows), 3)] for i in range(min(len(rows), 3))]
+        found.append((f"Quantiles {low:.0%} to {high:.0%} of its activation peaks", picked))
+    return found
+
+
+def density(latent: dict, blind: bool) -> str:
+    share = f"{100 * latent['density']:.{1 if blind else 2}g}"
+    return f"On at {share} % of tokens" + ("" if blind else f", at most {latent['max']:.3g}")
+
+
+def fragment(latent: dict, blind: bool = False, style: bool = True) -> str:
+    """One latent as HTML, for a notebook's output or inside another page; inherits the text colour around it.
+
+    Args:
+        latent: one entry of `collect(...)["latents"]`.
+        blind: leave out whatever could tell the architecture, site or layer: indices, similar latents (their numbers
+            give the dictionary's size), neurons, the histogram (a gate leaves a gap above 0) and the scale of the
+            activations. Left in, since the paper's raters saw them too and no rating is possible without: the
+            examples, shaded relative to the latent's maximum, the density to one digit, and the logits.
+        style: include the style sheet; False where the page already holds `css()`.
+    """
+    number = "" if blind else f"<h3>Latent {latent['latent']}</h3>"
+    top = latent["max"]
+    if not top > 0:
+        body = "<p>Never on in the text that was read.</p>"
+    else:
+        shown = "".join(examples(title, rows, top, blind) for title, rows in groups(latent))
+        effect = logits("Logits most raised", latent["logits"]["raised"])
+        effect += logits("Logits most lowered", latent["logits"]["lowered"])
+        extra = "" if blind else histogram(latent["histogram"]) + facts(latent)
+        body = f'<p>{density(latent, blind)}.</p>{extra}<div class="logits">{effect}</div>{shown}'
+    sheet = f"<style>{css()}</style>" if style else ""
+    return f'{sheet}<div class="gsae-latent">{number}{body}</div>'
+
+
+def _resource(name: str) -> str:
+    return files("gsae.study").joinpath(name).read_text("utf-8")
+
+
+def css() -> str:
+    """The style sheet of `fragment`, for a page that shows many."""
+    return _resource("fragment.css")
