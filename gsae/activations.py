@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -188,23 +188,29 @@ def _finish(folder: Path, n: int, source: dict) -> None:
     """Measure the whole store and write meta.json, which makes it complete."""
     rows = source["rows"]
     data = torch.from_file(str(folder / DATA), shared=False, size=rows * n, dtype=torch.bfloat16).view(rows, n)
-    total, norms = torch.zeros(n, dtype=torch.float64), []
-    for part in data.split(8192):
-        part = part.float()
-        norms.append(part.square().sum(-1))
-        total += part.sum(0, dtype=torch.float64)
-    norms = torch.cat(norms).double()
-    largest = norms.topk(max(1, rows // 1000)).values.sum()
-    share, scale = float(largest / norms.sum()), float(norms.mean().rsqrt())
-    if share > 0.05:
-        warnings.warn(
-            f"{source['site']} of layer {source['layer']}: 0.1 % of the tokens hold {share:.0%} of the squared norm; "
-            "scale, lambda, FVU and gamma will be about them. Leave out position 0, or look at these tokens",
-            stacklevel=3,
-        )
-    meta = {"n": n, "rows": rows, "scale": scale, "mean": (total / rows * scale).tolist(), "top_share": share}
+    meta = {"n": n, "rows": rows, **measure(data.split(8192), source["site"], source["layer"])}
     _write(folder / META, {**meta, "complete": True, "source": source})
     (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def measure(parts: Iterable[Tensor], site: str, layer: int) -> dict:
+    """`scale`, `mean` (a list) and `top_share` of rows that come in parts, as `Store` has them; warns of outliers."""
+    total, norms = 0, []
+    for part in parts:
+        part = part.float()
+        norms.append(part.square().sum(-1).cpu())
+        total = total + part.sum(0, dtype=torch.float64).cpu()
+    norms = torch.cat(norms).double()
+    rows = len(norms)
+    share = float(norms.topk(max(1, rows // 1000)).values.sum() / norms.sum())
+    scale = float(norms.mean().rsqrt())
+    if share > 0.05:
+        warnings.warn(
+            f"{site} of layer {layer}: 0.1 % of the tokens hold {share:.0%} of the squared norm; "
+            "scale, lambda, FVU and gamma will be about them. Leave out position 0, or look at these tokens",
+            stacklevel=4,
+        )
+    return {"scale": scale, "mean": (total / rows * scale).tolist(), "top_share": share}
 
 
 def _write(path: Path, value: dict) -> None:
