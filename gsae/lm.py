@@ -118,6 +118,26 @@ class LM:
             raise ModelError(f"{self.name} gave no activations at {missing}: it has no such site")
         return found
 
+    @torch.no_grad()
+    def direct_logits(self, directions: Float[Tensor, "K n"], site: str, layer: int) -> Float[Tensor, "K V"]:
+        """What directions at a site do to the logits directly: no layer in between takes part.
+
+        The logits the model gives to a residual stream that holds nothing but the direction, less those of an empty
+        one, about their mean. `attn_z` and `mlp_neurons` reach the stream through W_O and W_out. The final
+        normalisation takes out the length, so that values compare between tokens, not between directions.
+        Raises ValueError on an unknown site.
+        """
+        hook(site, layer)
+        block, rows = self.bridge.blocks[layer], directions.to(self.device, torch.float32)
+        if site == "attn_z":
+            rows = rows @ block.attn.W_O.flatten(0, 1).float()
+        elif site == "mlp_neurons":
+            rows = rows @ block.mlp.W_out.float()
+        rows = rows / rows.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
+        final = lambda x: self.bridge.ln_final(x.to(self.dtype)).float()  # noqa: E731
+        logits = (final(rows) - final(torch.zeros_like(rows[:1]))) @ self.bridge.unembed.W_U.float()
+        return logits - logits.mean(-1, keepdim=True)
+
     def splice(self, tokens: Int[Tensor, "B T"], site: str, layer: int, keep_pos0: bool = False) -> Splice:
         """Run the clean forward pass once, ready to replace one site's activations: see `Splice`."""
         return Splice(self.bridge, self._check(tokens, [(site, layer)]), hook(site, layer), keep_pos0)

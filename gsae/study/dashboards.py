@@ -13,8 +13,9 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-SPACES = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍", " ": " "}
-QUANTILES = ((0.75, 1.0), (0.5, 0.75), (0.25, 0.5), (0.0, 0.25))  # of the latent's peaks, strongest first
+from gsae.study.data import quantiles
+
+SPACES = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
 
 
 def visible(text: str) -> str:
@@ -88,12 +89,8 @@ def facts(latent: dict) -> str:
 
 def groups(latent: dict) -> list[tuple[str, list[dict]]]:
     """Titled lists of examples: the strongest, then some of each quarter of the latent's peaks."""
-    found = [("Strongest examples", latent["top"])]
-    for low, high in QUANTILES:
-        rows = [e for e in latent["sample"] if low <= e["q"] < high or e["q"] == high == 1]
-        picked = [rows[i * len(rows) // min(len(rows), 3)] for i in range(min(len(rows), 3))]
-        found.append((f"Quantiles {low:.0%} to {high:.0%} of its activation peaks", picked))
-    return found
+    quarters = [(f"Quantiles {low:.0%} to {high:.0%} of its peaks", rows) for low, high, rows in quantiles(latent)]
+    return [("Strongest examples", latent["top"]), *quarters]
 
 
 def density(latent: dict, blind: bool) -> str:
@@ -133,3 +130,43 @@ def _resource(name: str) -> str:
 def css() -> str:
     """The style sheet of `fragment`, for a page that shows many."""
     return _resource("fragment.css")
+
+
+def page(data: dict, title: str = "Latents") -> str:
+    """Collected data as one self-contained HTML page: nothing is requested from anywhere, keys move between latents."""
+    rows = [
+        {"latent": v["latent"], "density": v["density"], "max": v["max"], "html": fragment(v, style=False)}
+        for v in data["latents"]
+    ]
+    # "<" never appears in the script element that holds the data, so that no text can end it.
+    held = (
+        json.dumps(rows, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    )
+    template, script = _resource("dashboard.html"), _resource("dashboard.js")
+    # The one script that may run is ours, by its hash: text that got through the escaping still could not.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    p = data["provenance"]
+    source = f"{p['lm']}, {p['site']}, layer {p['layer']}, run {p['run'] or 'unnamed'}, {p['tokens']:,} tokens read"
+    parts = {
+        "TITLE": visible(title),
+        "SOURCE": visible(source),
+        "CSS": css(),
+        "HASH": digest,
+        "SCRIPT": script,
+        "DATA": held,
+    }
+    pieces = template.split("@@")  # text, name, text, name, …
+    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def write(data: dict, path: str | Path, title: str = "Latents") -> Path:
+    """Write `page` to a file, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(page(data, title), "utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
