@@ -24,7 +24,7 @@ help:
 	@echo "make book   build the book; prints the path of its first page"
 	@echo "make test   everything CI runs: style, unit tests, notebooks, book, pages"
 	@echo "make check  style and unit tests only, a minute or two"
-	@echo "make bench  measure training throughput"
+	@echo "make bench  measure training throughput, half an hour on a quiet machine; ARGS=--quick for a look"
 	@echo "make peers  install SAELens and dictionary_learning, which some tests compare with, into $(PEERS)"
 
 venv: $(VENV)/.installed
@@ -59,9 +59,9 @@ test: venv fetch check
 	$(call stage,pages of the built book,$(BIN)/pytest -q -m pages -rs tests/test_pages.py)
 	@printf '\nAll passed. The book: %s\n' "$(PAGE)"
 
-bench: venv
+bench: venv peers
 	$(call stage,install the benchmark extras,$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]")
-	$(call stage,throughput,$(BIN)/python -m benchmarks)
+	$(call stage,throughput,env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks $(ARGS))
 
 # nnsight asks for torchvision, which nothing here uses and which does not load beside a torch of another build.
 peers: $(PEERS)/.installed

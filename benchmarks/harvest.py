@@ -76,8 +76,10 @@ def cut(model, layer: int):
 def load(device: str):
     """SmolLM2 through gsae, and a function that loads the same weights in transformers."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from gsae import assets, lm
 
+    logging.disable_progress_bar()
     ours = lm.load("smollm2", device)
     return ours, lambda: AutoModelForCausalLM.from_pretrained(assets.smollm2(), dtype=ours.dtype).to(ours.device)

@@ -1,5 +1,5 @@
-"""Other libraries, in an environment of their own (`make peers`): a process that stays alive and answers one timed
-round a request, so that its rounds come in turn with ours. The server half imports nothing of gsae."""
+"""Other libraries, in an environment of their own (`make peers`): a process for each, which stays alive and answers one
+timed round a request, so that its rounds come in turn with ours. The server half imports nothing of gsae."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import torch
 
@@ -52,8 +53,12 @@ def sae_lens(case: Case, device: str, autocast=False, compile=False, dtype="floa
         "baseline": (sl.StandardTrainingSAE, sl.StandardTrainingSAEConfig),
     }[case.arch]
     settings = SAETrainerConfig(
-        total_training_samples=FOREVER, train_batch_size_samples=case.batch, device=device, autocast=autocast
-    )
+        total_training_samples=FOREVER,
+        train_batch_size_samples=case.batch,
+        device=device,
+        autocast=autocast,
+        lr_end=3e-5,
+    )  # its runner sets lr_end; with a constant rate it is not used
     sae = SAE(Config(d_in=case.n, d_sae=case.M, dtype=dtype, device=device, l1_coefficient=0.1))
     trainer = SAETrainer(settings, sae, data_provider=iter(()))
     if compile:
@@ -61,7 +66,7 @@ def sae_lens(case: Case, device: str, autocast=False, compile=False, dtype="floa
 
     def step(x):
         trainer.maybe_reset_sparsity()
-        trainer.step(x)
+        trainer.step(x.to(sae.dtype))  # its activation store holds that dtype
         trainer.n_training_steps += 1
 
     return step
@@ -72,6 +77,8 @@ def dictionary_learning(case: Case, device: str, autocast=False, compile=False, 
 
     Its bf16 option casts the batch and turns autocast on, the latter on GPUs only; `autocast` does so on CPUs too.
     """
+    # Importing nnsight, which its buffer of activations needs and its trainers do not, breaks torch.compile.
+    sys.modules.setdefault("nnsight", MagicMock())
     from dictionary_learning.trainers.gdm import GatedSAETrainer
     from dictionary_learning.trainers.standard import StandardTrainer
 

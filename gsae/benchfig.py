@@ -29,8 +29,8 @@ def headline(record: dict) -> str:
     return (
         f"Measured {record['date']} on {where}{flags}, {m['threads']} threads on {m['cores']} cores, "
         f"torch {v['torch']}{peers}, commit {record['commit'][:7] or 'unknown'}"
-        f"{' with uncommitted changes' if record['dirty'] else ''}. Medians of {settings['rounds']} rounds of all cases "
-        f"in turn, with the least and the greatest.{busy}"
+        f"{' with uncommitted changes' if record['dirty'] else ''}. Medians of {settings['rounds']} rounds of all "
+        f"cases in turn, with the least and the greatest.{busy}"
     )
 
 
@@ -61,7 +61,8 @@ def training_line(r: dict) -> dict:
         "n": r["n"], "M": r["M"], "batch": r["batch"],
         "samples/s": spread(r.get("samples_per_s"), ",.0f") or f"failed: {r['error']}",
         "TFLOP/s": spread(r.get("tflops"), ".3f"), "of bf16 rate": spread(r.get("share_of_bf16"), ".0%"),
-        "x fastest peer": spread(r.get("times_fastest_peer"), ".2f"),
+        "x best peer": spread(r.get("times_fastest_documented"), ".2f"),
+        "x best made of a peer": spread(r.get("times_fastest_made"), ".2f"),
     }  # fmt: skip
 
 

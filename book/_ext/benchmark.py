@@ -1,0 +1,49 @@
+"""The directive `{benchmark}`: the newest record of `make bench` as tables and a figure, made as the book is built."""
+
+import os
+from pathlib import Path
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+RECORDS = Path(__file__).resolve().parents[1] / "evidence" / "bench"
+
+
+class Benchmark(SphinxDirective):
+    def run(self):
+        from gsae import benchfig
+
+        record = benchfig.newest(RECORDS)
+        if record is None:
+            return self.parsed(["No measurement is on record yet; `make bench` makes one."])
+        text = [benchfig.headline(record), ""]
+        for title, table in benchfig.tables(record).items():
+            fold = title.startswith("Matrix products")
+            text += [f":::{{dropdown}} {title}" if fold else f"**{title}**", "", *benchfig.markdown(table).splitlines()]
+            text += [":::" if fold else "", ""]
+        return [*self.parsed(text[:2]), self.drawn(record), *self.parsed(text[2:])]
+
+    def parsed(self, lines: list[str]) -> list[nodes.Node]:
+        container = nodes.container(classes=["benchmark"])
+        self.state.nested_parse(StringList(lines, "gsae.benchfig"), 0, container)
+        return [container]
+
+    def drawn(self, record: dict) -> nodes.Node:
+        """The figure as a file beside the built pages, so that nothing generated lies among the sources."""
+        from gsae import benchfig
+
+        path = Path(self.env.doctreedir).parent / "benchmark" / "throughput.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        benchfig.figure(record).savefig(path)
+        here = Path(self.env.doc2path(self.env.docname)).parent
+        image = nodes.image(uri=Path(os.path.relpath(path, here)).as_posix(), alt=benchfig.alt(record))
+        image["classes"] += ["dark-light"]
+        figure = nodes.figure("", image)
+        figure += nodes.caption("", "Training throughput against the size of the stack; dashed, the machine's limit.")
+        return figure
+
+
+def setup(app):
+    app.add_directive("benchmark", Benchmark)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
