@@ -136,13 +136,16 @@ def rescale_shift(
     sae: BaselineSAE,
     batches: Batches,
     steps: int = 500,
-    lr: float = 3e-3,
+    lr: float = 5e-3,
     *,
     threshold: float = 0.0,
     decay: float = 0.5,
     bar: bool | None = None,
 ) -> RescaleShift:
     """Train `RescaleShift` on reconstruction alone, in float32; deterministic, and `sae` is left as it was.
+
+    At the optimum no common factor on the activations helps, so gamma about the frozen `b_dec` is 1; gamma itself
+    (Eq. 9, about 0) is near 1 as far as `b_dec` is near 0 or the baseline near unbiased.
 
     Args:
         sae: the frozen baseline.
