@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -10,6 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gsae.saes import ARCHITECTURES, SAE
+
+HUB_FILE = "sae.safetensors"  # the weights in a folder, as `gsae push` lays it out
+HUB_NAME = re.compile(r"(?!.*\.safetensors$)[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class CheckpointError(RuntimeError):
@@ -68,23 +72,35 @@ def save(sae: SAE, path: str | Path, **about) -> Path:
 
 
 def load(where: str | Path) -> SAE:
-    """The SAE saved at a path, or kept in the cache for a run id.
+    """The SAE saved in a file or a folder, kept in the cache for a run id, or on the hub: "owner/name".
 
+    A hub name may end in "@revision"; "hub:owner/name" is one even where a folder has that name.
     The factor that scaled its training activations, where known, is `sae.about["scale"]`.
 
     Raises:
         FileNotFoundError: when there is neither such a file nor kept weights of such a run.
-        CheckpointError: when the file is damaged.
+        CheckpointError: when the file is damaged, or of an architecture that this version does not know.
+        gsae.hub.HubError: when the hub does not give what it was asked for.
     """
+    name = str(where)
     path = Path(where)
-    if not path.exists():
-        path = weights(str(where))
+    if name.startswith("hub:") or (not path.exists() and HUB_NAME.fullmatch(name)):
+        from gsae import hub  # loads only where it is needed
+
+        path = hub.pull(name.removeprefix("hub:"))
+    elif not path.exists():
+        path = weights(name)
+    if path.is_dir():
+        path = path / HUB_FILE
     if not path.exists():
         raise FileNotFoundError(
-            f"no SAE at {where!r} and no kept weights at {path}. Weights are not in git: "
-            "train the run with `gsae run`, or pass the path of a file written by gsae.checkpoints.save"
+            f"no SAE at {name!r}: there is no {path}. Weights are not in git: train the run with `gsae run`, or pass a "
+            "file written by gsae.checkpoints.save, a folder that holds one, or a name on the hub, owner/name. "
+            "Files of SAELens and dictionary_learning are read by gsae.interop.load"
         )
     tensors, state = read(path)
+    if state["arch"] not in ARCHITECTURES:
+        raise CheckpointError(f"{path} holds an SAE of architecture {state['arch']!r}, unknown here: update gsae")
     sae = ARCHITECTURES[state["arch"]](**state["config"])
     sae.load_state_dict(tensors)
     sae.about = state["about"]

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, disable_progress_bars, load_dataset, load_from_disk
+from huggingface_hub import constants, snapshot_download
 from tqdm import tqdm
 
-from gsae import assets
+from gsae import access, assets
 from gsae.packaged import SPLITS, clean, read_wheel
 
 SEPARATOR = "\n\n"  # between documents: a special token there would draw attention sinks to mid-block positions
@@ -95,24 +96,59 @@ def token_hash(data: Dataset) -> str:
 
 
 def hub_blocks(
-    tokenizer, dataset: str, context: int, n_blocks: int, *, config=None, split="train", text="text", revision=None
+    tokenizer,
+    dataset: str,
+    context: int,
+    n_blocks: int,
+    *,
+    split: str | tuple[str, ...] = "train",
+    text: str = "text",
+    name: str | None = None,
 ) -> Dataset:
     """`n_blocks` blocks of a hub data set (or a local folder), streamed: only what is needed is downloaded.
 
+    Args:
+        dataset: "owner/name", "owner/name:config", either with "@revision", or a folder.
+        split: a split; of several, the first that the data set has.
+        text: the column of text.
+        name: the language model's; with it the blocks are kept in the cache, under that name.
+
     Raises:
-        CorpusError: when the data set cannot be read, lacks the text column, or ends too early.
+        CorpusError: when the data set cannot be read, lacks the split or the text column, or ends too early.
     """
+
+    def make(folder: Path) -> None:
+        stream(tokenizer, dataset, context, n_blocks, split, text).save_to_disk(folder)
+
+    if name is None:
+        return stream(tokenizer, dataset, context, n_blocks, split, text)
+    key = hashlib.sha256(repr((dataset, context, n_blocks, split, text, name)).encode()).hexdigest()[:12]
+    return load_from_disk(assets.once(assets.cache_dir() / "corpus" / f"hub-{key}", make)).with_format("numpy")
+
+
+def stream(tokenizer, dataset: str, context: int, n_blocks: int, split: str | tuple[str, ...], text: str) -> Dataset:
+    """Blocks of a hub data set as it comes, without the cache: see `hub_blocks`."""
+    where, revision = access.split(dataset)
+    where, _, config = (where, "", "") if Path(where).exists() else where.partition(":")
     try:
-        rows = iter(load_dataset(dataset, config, split=split, revision=revision, streaming=True))
+        if constants.HF_HUB_OFFLINE and not Path(where).exists():  # `datasets` itself would not look into the cache
+            source = snapshot_download(where, repo_type="dataset", revision=revision)
+            splits = load_dataset(source, config or None, streaming=True)
+        else:
+            splits = load_dataset(where, config or None, revision=revision, streaming=True)
     except Exception as error:
-        raise CorpusError(
-            f"cannot read the data set {dataset!r} (split {split}): {error}. "
-            "Check its name and the network; a gated one needs `hf auth login` or HF_TOKEN"
-        ) from error
-    kept, have = [], 0
+        raise CorpusError(f"cannot read the data set {dataset!r}: {access.why(error, where, 'dataset')}") from error
+    wanted = (split,) if isinstance(split, str) else split
+    if not (found := next((s for s in wanted if s in splits), None)):
+        raise CorpusError(f"{dataset} has no split {' or '.join(wanted)}, only {', '.join(splits)}")
+    kept, have, rows = [], 0, iter(splits[found])
     with tqdm(total=n_blocks, desc=f"stream {dataset}", unit="block", disable=None) as bar:
         while have < n_blocks * context:
-            row = next(rows, None)
+            try:
+                row = next(rows, None)
+            except Exception as error:
+                reason = access.why(error, where, "dataset")
+                raise CorpusError(f"cannot go on reading the data set {dataset!r}: {reason}") from error
             if row is None or text not in row:
                 problem = "it ended" if row is None else f"it has no column {text!r}, only {', '.join(row)}"
                 raise CorpusError(f"{dataset}: {have // context:,} of {n_blocks:,} blocks were read and then {problem}")

@@ -4,21 +4,17 @@ site replaced. Everything runs through TransformerLens' `TransformerBridge`."""
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.sources import tl_legacy
 from transformer_lens.tools.model_registry.registry_io import resolve_model_alias
-from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from gsae import assets
+from gsae import access, assets, legacy
 from gsae.splice import Splice
 
 HOOKS = {  # the paper's sites (section 4.1) -> TransformerLens' names
@@ -31,10 +27,11 @@ SITES = tuple(HOOKS)
 
 
 class Spec(NamedTuple):
-    """Where a language model comes from, and the length of the blocks it is read on (tokens)."""
+    """Where a language model comes from, the length of the blocks it is read on (tokens), and its revision."""
 
     source: str  # a Hugging Face repository, or "" for a packaged model
     context: int = 128
+    revision: str | None = None  # commit, tag or branch; None: the newest, unless the name says "name@revision"
 
 
 NAMES = {  # the hub models and their contexts are the paper's
@@ -62,10 +59,11 @@ def hook(site: str, layer: int) -> str:
 
 
 class LM:
-    """A language model with named sites: `name, bridge, tokenizer, device, dtype, n_layers, context`."""
+    """A language model with named sites: `name, bridge, tokenizer, device, dtype, n_layers, context`, and `commit`,
+    that of its weights on the hub (None for a model that is not from there)."""
 
-    def __init__(self, bridge: TransformerBridge, name: str, context: int | None = None):
-        self.bridge, self.name, self.tokenizer = bridge, name, bridge.tokenizer
+    def __init__(self, bridge: TransformerBridge, name: str, context: int | None = None, commit: str | None = None):
+        self.bridge, self.name, self.tokenizer, self.commit = bridge, name, bridge.tokenizer, commit
         parameter = next(bridge.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.n_layers = len(bridge.blocks)
@@ -144,8 +142,9 @@ class LM:
 
 
 def load(name: str, device: str = "auto", dtype: torch.dtype | str | None = None) -> LM:
-    """Load a language model by name: one of `NAMES`, a Hugging Face repository or a folder.
+    """Load a language model by name: one of `NAMES`, a Hugging Face repository ("owner/name"), or a folder.
 
+    A name may end in "@revision": a commit, a tag or a branch.
     `device`: "auto" is cuda if there is one, else cpu. `dtype`: None is float32 for gelu-1l-mini, for the others
     bfloat16 where the processor computes in it (half the time), else float32.
     Raises ModelError with the name and the remedy if the model cannot be had.
@@ -156,22 +155,25 @@ def load(name: str, device: str = "auto", dtype: torch.dtype | str | None = None
         fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         dtype = torch.bfloat16 if fast and name != "gelu-1l-mini" else torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    commit = None
     if name == "gelu-1l-mini":
         bridge = _mini()
     else:
         with _remedy(name), _quiet():
-            source, words = _source(name), tokenizer(name)
-            if source.startswith(tl_legacy.TL_LEGACY_PREFIXES):
-                bridge = _legacy(source, words)
+            (source, revision), words = _source(name), tokenizer(name)
+            if source.startswith(legacy.PREFIXES):
+                bridge, commit = legacy.boot(source, revision, words)
             else:
-                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device)
+                model = AutoModelForCausalLM.from_pretrained(source, revision=revision or "main", dtype=dtype)
+                commit, model = getattr(model.config, "_commit_hash", None), model.to(device)
                 bridge = TransformerBridge.boot_transformers(
                     source, hf_model=model, tokenizer=words, device=device, dtype=dtype
                 )
     weight = next(bridge.parameters())
     if (weight.device, weight.dtype) != (torch.empty(0, device=device).device, dtype):
         bridge.to(device, dtype, print_details=False)  # takes seconds even where there is nothing to do
-    return LM(bridge, name, NAMES[name].context if name in NAMES else None)
+    spec = NAMES.get(access.split(name)[0])
+    return LM(bridge, name, spec and spec.context, commit)
 
 
 def tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -179,10 +181,10 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
     if name == "gelu-1l-mini":
         return _mini().tokenizer
     with _remedy(name):
-        source = _source(name)
-        if source.startswith(tl_legacy.TL_LEGACY_PREFIXES):
-            source = tl_legacy.derive_tl_legacy_config(source).tokenizer_name
-        return AutoTokenizer.from_pretrained(source)
+        source, revision = _source(name)
+        if source.startswith(legacy.PREFIXES):  # its tokenizer is another repository's
+            source, revision = legacy.config(source, revision).tokenizer_name, None
+        return AutoTokenizer.from_pretrained(source, revision=revision or "main")
 
 
 @contextmanager
@@ -190,11 +192,10 @@ def _remedy(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        source = _source(name)[0]
         raise ModelError(
-            f"cannot load the language model {name!r} ({_source(name)}): {error}\n"
-            "Check the name and the network. A gated model (Gemma) needs its licence accepted on its page at "
-            "https://huggingface.co and a token (`hf auth login`, or HF_TOKEN). 'smollm2' and 'gelu-1l-mini' "
-            "need no hub."
+            f"cannot load the language model {name!r} ({source}): {access.why(error, source)}.\n"
+            "'smollm2' and 'gelu-1l-mini' need no hub"
         ) from error
 
 
@@ -211,28 +212,17 @@ def _quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _source(name: str) -> str:
-    """A folder or a repository."""
+def _source(name: str) -> tuple[str, str | None]:
+    """A folder or a repository, and the revision asked for or pinned."""
     if name == "smollm2":
-        return str(assets.smollm2())
-    return NAMES[name].source if name in NAMES else resolve_model_alias(name) or name
+        return str(assets.smollm2()), None
+    name, revision = access.split(name)
+    if name in NAMES:
+        return NAMES[name].source, revision or NAMES[name].revision
+    return resolve_model_alias(name) or name, revision
 
 
 def _mini() -> TransformerBridge:
     from gsae import mini  # only this model needs it
 
     return mini.load_bridge(assets.data_path("gelu-1l-mini"))
-
-
-def _legacy(source: str, words: PreTrainedTokenizerBase) -> TransformerBridge:
-    """A model in TransformerLens' old format. (`tl_legacy.boot` asks the network even for cached files.)"""
-    folder = Path(snapshot_download(source, allow_patterns=["config.json", "*final.pth"]))
-    config = tl_legacy.derive_tl_legacy_config(source)
-    bridge = TransformerBridge.boot_native(config, tokenizer=words)
-    if not (weights := sorted(folder.glob("*final.pth"))):
-        raise FileNotFoundError(f"{source} holds no file *final.pth")
-    # The published file is a pickle; weights_only reads tensors and runs nothing.
-    state = convert_tl_checkpoint(torch.load(weights[0], map_location="cpu", weights_only=True), config)
-    state.setdefault("unembed.bias", torch.zeros(config.d_vocab))
-    bridge.load_state_dict(state, strict=True)
-    return bridge

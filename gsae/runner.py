@@ -41,9 +41,8 @@ class Site:
         if run.text == "packaged":
             data = corpus.blocks(tokenizer, split, run.context, name=run.lm)
         else:
-            data = corpus.hub_blocks(
-                tokenizer, run.text, run.context, count, split="train" if split == "train" else "validation"
-            )
+            splits = "train" if split == "train" else ("validation", "test")
+            data = corpus.hub_blocks(tokenizer, run.text, run.context, count, split=splits, name=run.lm)
         if len(data) < count:
             raise ValueError(
                 f"{run.lm}: the {split} text has {len(data):,} blocks of {run.context} tokens, the run asks "
@@ -157,7 +156,8 @@ def train_stack(runs: list[Run], site: Site, experiment: str, at: str, force: bo
             "curve": {"columns": list(stack.columns), "rows": [row[k] for row in stack.curve]},
             "density": density,
             "store": {"scale": site.store.scale, "top_share": site.store.top_share, "rows": site.store.rows},
-            "provenance": evidence.provenance(plan.device, seconds + time.monotonic() - began, corpus_hash, lm_hash),
+            "provenance": evidence.provenance(plan.device, seconds + time.monotonic() - began, corpus_hash, lm_hash)
+            | {"lm_commit": site.model.commit},
         }
         evidence.write(record, force=force)
     checkpoint.unlink(missing_ok=True)
