@@ -102,7 +102,7 @@ def write_data(path: Path, widths: set[int], rows: int) -> None:
 
     tensors = {}
     for n in sorted(widths):
-        data = SparseData(n, features=8 * n, l0=min(32.0, n), noise=0.1)
+        data = SparseData(n, features=8 * n, l0=float(min(32, n)), noise=0.1)
         parts = [data.sample(min(4096, rows - start), seed)[0] for seed, start in enumerate(range(0, rows, 4096))]
         tensors[str(n)] = torch.cat(parts)
     save_file(tensors, path)

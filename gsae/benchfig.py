@@ -26,8 +26,9 @@ def headline(record: dict) -> str:
     flags = f" ({', '.join(m['flags'])})" if m["flags"] else ""
     peers = "".join(f", {name} {record['peers'][key]}" for key, name in NAMES.items() if key in record["peers"])
     busy = f" The processors were {m['busy_before']:.0%} busy before the first round." if m["busy_before"] > 0.1 else ""
+    threads = f"{m['threads']} thread{'s' * (m['threads'] > 1)}"
     return (
-        f"Measured {record['date']} on {where}{flags}, {m['threads']} threads on {m['cores']} cores, "
+        f"Measured {record['date']} on {where}{flags}, {threads} on {m['cores']} cores, "
         f"torch {v['torch']}{peers}, commit {record['commit'][:7] or 'unknown'}"
         f"{' with uncommitted changes' if record['dirty'] else ''}. Medians of {settings['rounds']} rounds of all "
         f"cases in turn, with the least and the greatest.{busy}"
@@ -42,17 +43,24 @@ def spread(values: list[float] | None, form: str) -> str:
 
 
 def tables(record: dict) -> dict[str, pd.DataFrame]:
-    """Tables of text by their titles; a part that was not measured has none."""
-    kinds: dict[str, list[dict]] = {}
-    for row in record["rows"]:
-        kinds.setdefault(row["kind"], []).append(row)
-    makers = {
-        "training": ("Training", training_line), "cost": ("A gated step over a baseline step", cost_line),
-        "machine": ("Matrix products of this machine, TFLOP/s", machine_line), "harvest": ("Harvest", harvest_line),
-    }  # fmt: skip
-    return {
-        title: pd.DataFrame([line(r) for r in kinds[kind]]) for kind, (title, line) in makers.items() if kind in kinds
+    """Tables of text by their titles, the shapes at which other libraries were measured first and by falling speed; a
+    part that was not measured has none."""
+    rows = {
+        kind: [r for r in record["rows"] if r["kind"] == kind] for kind in ("training", "cost", "machine", "harvest")
     }
+    shared = {(r["arch"], *shape(r)) for r in rows["training"] if r["library"] != "gsae"}
+    beside = [r for r in rows["training"] if (r["arch"], *shape(r)) in shared]
+    alone = [r for r in rows["training"] if r not in beside]
+    beside.sort(key=lambda r: (r["arch"], *shape(r), r["K"], -r.get("samples_per_s", [0])[0]))
+    found = {
+        "Training, beside other libraries": map(training_line, beside),
+        "Training, other shapes": map(training_line, alone),
+        "A gated step over a baseline step": map(cost_line, rows["cost"]),
+        "Harvest": map(harvest_line, rows["harvest"]),
+        "Matrix products of this machine, TFLOP/s": map(machine_line, rows["machine"]),
+    }
+    made = {title: pd.DataFrame(lines) for title, lines in found.items()}
+    return {title: table.loc[:, (table != "").any()] for title, table in made.items() if len(table)}
 
 
 def training_line(r: dict) -> dict:
