@@ -1,4 +1,4 @@
-"""The command line: `gsae list`, `run`, `status`, `fetch`, `push`, `pull`, `export`, `import`,
+"""The command line: `gsae list`, `plan`, `run`, `status`, `fetch`, `push`, `pull`, `export`, `import`,
 `lm train`."""
 
 import argparse
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsae import PAPER, __version__, experiments
+from gsae import PAPER, __version__, experiments, gpus
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,6 +20,9 @@ def parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", parents=[scaled], help="experiments, or the runs of one")
     listing.add_argument("name", nargs="?", help="an experiment; without it, all of them")
+    plan = commands.add_parser("plan", parents=[scaled], help="memory, disk, time and cost of an experiment on GPUs")
+    plan.add_argument("name", choices=list(experiments.EXPERIMENTS))
+    gpus.add_arguments(plan)
     run = commands.add_parser("run", parents=[scaled], help="train the missing runs of an experiment")
     run.add_argument("name", choices=list(experiments.EXPERIMENTS))
     run.add_argument("--force", action="store_true", help="write evidence even from a tree with uncommitted changes")
@@ -91,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         match args.command:
             case "list":
                 list_runs(args.name, at)
+            case "plan":
+                print(gpus.show(args, experiments.runs(args.name, at), at))
             case "status":
                 status(at)
             case "fetch":

@@ -8,26 +8,26 @@ from jaxtyping import BFloat16, Float32
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gsae import activations
+from gsae import activations, sizes
 from gsae.lm import LM
 
-ROWS = 1_000_000  # of the buffer: the paper's "about 1e6 activations"
 SAMPLE = 2**18  # rows at the start of the text that fix scale and mean: the standard error of the scale is below 1 %
 RECENT = 8  # batches kept, so that resampling can look a few steps ahead without the buffer going back
 
 
 class Source:
-    """One site's activations in the order of the text, a chunk of `batch` blocks at a time.
+    """One site's activations in the order of the text, a chunk of `batch` blocks at a time (by default at most 8,192 tokens).
 
     `rows` and `n` are those of the whole text; `chunk` is the number of rows of each chunk but the last.
     Position 0 of each block is left out unless `keep_pos0`.
     """
 
-    def __init__(self, lm: LM, blocks, site: str, layer: int, *, batch: int = 16, keep_pos0: bool = False):
-        self.lm, self.blocks, self.site, self.layer, self.batch = lm, blocks, site, layer, batch
-        self.first = 0 if keep_pos0 else 1
-        per_block = len(blocks[0]["tokens"]) - self.first
-        self.n, self.rows, self.chunk = lm.d(site), len(blocks) * per_block, batch * per_block
+    def __init__(self, lm: LM, blocks, site: str, layer: int, *, batch: int = 0, keep_pos0: bool = False):
+        self.lm, self.blocks, self.site, self.layer = lm, blocks, site, layer
+        context = len(blocks[0]["tokens"])
+        self.first, self.batch = 0 if keep_pos0 else 1, batch or sizes.blocks_per_pass(context)
+        per_block = context - self.first
+        self.n, self.rows, self.chunk = lm.d(site), len(blocks) * per_block, self.batch * per_block
 
     def __call__(self, i: int) -> BFloat16[Tensor, "rows n"]:
         """Chunk `i`. Raises ValueError, naming block, site and layer, on an activation that is NaN or infinite."""
@@ -61,7 +61,9 @@ class Buffer:
         sample: rows at the start of the text, rounded up to chunks, that fix `scale`, `mean` and `top_share`.
     """
 
-    def __init__(self, source: Source, rows: int = ROWS, sample: int = SAMPLE, device: torch.device | str = "cpu"):
+    def __init__(
+        self, source: Source, rows: int = sizes.BUFFER, sample: int = SAMPLE, device: torch.device | str = "cpu"
+    ):
         self.source, self.n, self.rows, self.size = source, source.n, source.rows, min(rows, source.rows)
         chunks = range(-(-min(sample, self.rows) // source.chunk))
         parts = (source(i) for i in tqdm(chunks, desc="measure the activations", disable=None))

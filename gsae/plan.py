@@ -1,0 +1,165 @@
+"""Before a run: an estimate of memory, disk and time, and a refusal where they cannot be had. No torch."""
+
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gsae import sizes
+from gsae.experiments import Run
+
+BASE = 1_500_000_000  # Python, torch and the libraries, in the host's memory
+SPEED = {"cpu": 1e11, "cuda": 1e13}  # operations a second where no run of such a device is on record
+LATEST = 50  # run files that are read for the speed
+
+
+class TooLarge(RuntimeError):
+    """A sweep that memory or disk cannot hold; the message says how much, and what to do."""
+
+
+def stacks(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that differ in lambda alone."""
+    found: dict[tuple, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.stack, []).append(run)
+    return list(found.values())
+
+
+def disk_bytes(runs: Sequence[Run], cache: Path | None = None) -> dict[str, int]:
+    """Bytes on disk: stores of sites (a finished one in `cache` is not made again), the token ids of hub text, final
+    weights of every run, and the largest checkpoint twice, as the new one is written before the old one goes.
+    """
+    stores, text = {}, {}
+    for run in runs:
+        name = f"activations/{run.lm}/{run.site}-{run.layer}-{sizes.store_rows(run)}-*/rows.bf16"
+        have = cache is not None and any(cache.glob(name))
+        stores[name] = 0 if sizes.streams(run) or have else sizes.store_rows(run) * sizes.row_bytes(run)
+        text[run.lm, run.text, run.context] = 0 if run.text == "packaged" else 4 * run.tokens
+    return {
+        "stores": sum(stores.values()),
+        "text": sum(text.values()),
+        "weights": sum(4 * sizes.parameters(r) for r in runs),
+        "checkpoints": 2 * max(len(s) * sizes.held_bytes(s[0]) for s in stacks(runs)),
+    }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Peak bytes of memory on the host and on the GPU, bytes to be written to disk, seconds."""
+
+    host: int
+    gpu: int
+    disk: int
+    seconds: float
+
+
+def estimate(runs: Sequence[Run], speed: int | float, device: str = "cpu", cache: Path | None = None) -> Estimate:
+    """What training and evaluating these runs takes, one stack after another, in one process.
+
+    Args:
+        speed: operations a second, of training and evaluation together; see `measured`.
+        device: where the SAEs and the language model are: "cpu", or "cuda" for one GPU.
+        cache: the cache folder, to leave out stores that are there.
+
+    Raises KeyError on a language model whose shape is not known.
+    """
+    beside, work, sites = [], 0, set()
+    for stack in stacks(runs):
+        run = stack[0]
+        train = len(stack) * sizes.held_bytes(run) + sizes.step_bytes(run)
+        buffer = sizes.BUFFER * sizes.row_bytes(run) if sizes.streams(run) else 0
+        model = sizes.lm_bytes(run.lm) + sizes.forward_bytes(run) + sizes.splice_bytes(run)
+        beside.append((train + buffer + model, sizes.held_out_bytes(run)))
+        work += sum(sizes.train_flops(r) + sizes.evaluation_flops(r) for r in stack)
+        place = run.lm, run.site, run.layer, run.context, run.tokens
+        if place not in sites:
+            work += sizes.site_flops(run)
+        if place not in sites or sizes.streams(run):
+            work += sizes.harvest_flops(run)
+        sites.add(place)
+    on_gpu = max(b for b, _ in beside) if device == "cuda" else 0
+    host = BASE + max(held + (0 if device == "cuda" else b) for b, held in beside)
+    return Estimate(host, on_gpu, sum(disk_bytes(runs, cache).values()), work / speed)
+
+
+def measured(at: str, device: str = "cpu") -> tuple[float, str]:
+    """Operations a second, from the wall times of the latest runs on record of such a device, and where it is from."""
+    from gsae import evidence
+
+    rates = []
+    files = sorted(evidence.root(at).glob("*/*.json"), key=lambda f: f.stat().st_mtime)[-LATEST:]
+    for record in map(evidence.read, files):
+        run, origin = Run.of(record["run"]), record["provenance"]
+        if origin["device"] == device and run.lm in sizes.SHAPES:
+            rates.append((sizes.train_flops(run) + sizes.evaluation_flops(run)) / origin["seconds"])
+    if rates:
+        return statistics.median(rates), f"measured in {len(rates)} runs on record"
+    return SPEED[device], "assumed: no run of such a device is on record"
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that a process can have now; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+            return None
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf(
+            "SC_PAGE_SIZE"
+        )  # all there is: macOS does not tell what is free
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's or a Slurm job's
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        found = min(found, int(text))
+    return found
+
+
+def duration(seconds: int | float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def check(
+    runs: Sequence[Run], at: str, folder: Path, device: str = "cpu", gpu_free: int | None = None, force: bool = False
+) -> str:
+    """Print one line with the estimate to stderr, and return it.
+
+    Args:
+        folder: the cache folder: its disk takes stores, checkpoints and weights.
+        gpu_free: bytes free on the GPU, where there is one.
+        force: go on even if it does not fit.
+
+    Raises TooLarge where memory or disk cannot hold it, unless `force`.
+    """
+    if unknown := sorted({r.lm for r in runs} - set(sizes.SHAPES)):
+        line = f"no estimate: the shape of {', '.join(unknown)} is not in gsae.sizes.SHAPES"
+        print(line, file=sys.stderr)
+        return line
+    speed, source = measured(at, device)
+    need, free_disk = estimate(runs, speed, device, folder), shutil.disk_usage(folder).free
+    wanted = {"memory": (need.host, free_memory()), "GPU memory": (need.gpu, gpu_free), "disk": (need.disk, free_disk)}
+    shown = [
+        f"{name} {size / 1e9:.1f} GB" + (f" of {free / 1e9:.1f} free" if free is not None else "")
+        for name, (size, free) in wanted.items()
+        if size
+    ]
+    line = (
+        f"estimate for {len(runs)} runs: {', '.join(shown)}, about {duration(need.seconds)} "
+        f"({speed / 1e9:,.0f} GFLOP/s, {source})"
+    )
+    print(line, file=sys.stderr)
+    short = [
+        f"{size / 1e9:.1f} GB of {name} are needed, {free / 1e9:.1f} GB are free"
+        for name, (size, free) in wanted.items()
+        if free is not None and size > free
+    ]
+    if short and not force:
+        raise TooLarge(
+            f"{'; '.join(short)}. Free some (GSAE_CACHE moves the cache to another disk), take fewer runs or a smaller "
+            "scale, or pass --force to try all the same"
+        )
+    return line

@@ -1,0 +1,193 @@
+"""Bytes and operations of a run, counted from its fields: what `gsae.plan` adds up. Standard library only."""
+
+from dataclasses import dataclass
+
+from gsae.experiments import Run
+
+STREAM_ABOVE = 20_000_000  # tokens; a longer run reads from a shuffled buffer, a shorter one from a store on disk
+BUFFER = 1_000_000  # rows of that buffer, as in the paper
+PASS = 8192  # tokens of one forward pass of the language model, at most 16 blocks
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The public shape of a language model, as its config gives it. Biases and norms (below 0.2 %) are left out."""
+
+    layers: int
+    d: int
+    heads: int
+    d_head: int
+    d_mlp: int
+    vocab: int
+    kv_heads: int = 0  # 0: as many as heads
+    gated_mlp: bool = False
+    tied: bool = False  # whether embedding and unembedding are one matrix
+    positions: int = 0  # learned position vectors
+
+    def n(self, site: str) -> int:
+        """Width of a site's activations."""
+        return {"attn_z": self.heads * self.d_head, "mlp_neurons": self.d_mlp}.get(site, self.d)
+
+    @property
+    def attention(self) -> int:
+        """Weights of one block's query, key and value; the output matrix has `heads * d_head * d` more."""
+        return self.d * self.d_head * (self.heads + 2 * (self.kv_heads or self.heads))
+
+    @property
+    def block(self) -> int:
+        """Weights of one block."""
+        return self.attention + self.heads * self.d_head * self.d + (2 + self.gated_mlp) * self.d * self.d_mlp
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.block + self.d * ((2 - self.tied) * self.vocab + self.positions)
+
+    def flops(self, context: int, site: str | None = None, layer: int = 0) -> int:
+        """Operations per token of a forward pass that ends at a site; without one, of the whole pass."""
+        mix = 4 * context * self.heads * self.d_head  # scores and their product with the values, not only causal ones
+        if site is None:
+            return self.layers * (2 * self.block + mix) + 2 * self.d * self.vocab
+        return layer * (2 * self.block + mix) + 2 * (self.attention if site == "attn_z" else self.block) + mix
+
+
+SHAPES = {  # of the models' public configs
+    "gelu-1l-mini": Shape(1, 128, 4, 32, 512, 4096, positions=128),
+    "smollm2": Shape(30, 576, 9, 64, 1536, 49_152, kv_heads=3, gated_mlp=True, tied=True),
+    "gelu-1l": Shape(1, 512, 8, 64, 2048, 48_262, positions=1024),
+    "pythia-2.8b": Shape(32, 2560, 32, 80, 10_240, 50_304),
+    "gemma-7b": Shape(28, 3072, 16, 256, 24_576, 256_000, gated_mlp=True, tied=True),
+}
+
+
+def shape(lm: str) -> Shape:
+    """A language model's shape. Raises KeyError, naming those known, for one that is not in the table."""
+    if lm not in SHAPES:
+        raise KeyError(f"the shape of {lm!r} is not known: add it to gsae.sizes.SHAPES; known are {', '.join(SHAPES)}")
+    return SHAPES[lm]
+
+
+def width(run: Run) -> int:
+    return shape(run.lm).n(run.site)
+
+
+def streams(run: Run) -> bool:
+    """Whether a run reads its activations from a buffer: a store of as many would fill the disk."""
+    return run.tokens > STREAM_ABOVE
+
+
+def blocks_per_pass(context: int) -> int:
+    """Blocks of one forward pass: attention scores grow with the square of the context."""
+    return max(1, min(16, PASS // context))
+
+
+def plain(run: Run) -> bool:
+    """Whether the closed form trains it: the baseline, and the Gated SAE without ablation."""
+    default = Run(arch=run.arch)
+    return run.arch in ("baseline", "gated") and run.switches == default.switches
+
+
+def matrices(run: Run) -> int:
+    return 3 if run.arch == "gated" and run.tie == "none" else 2
+
+
+def parameters(run: Run) -> int:
+    """Numbers in the SAE: encoder, dictionary, vectors."""
+    n, vectors = width(run), 1 if run.arch == "baseline" else 3 if run.tie == "r_mag" else 2
+    return matrices(run) * n * run.M + vectors * run.M + n
+
+
+def held_bytes(run: Run) -> int:
+    """Kept for one SAE all through training: fp32 weights, Adam's second moments (beta1 = 0: there is no first moment),
+    the age and the silence of each latent.
+    """
+    return 8 * parameters(run) + 8 * run.M
+
+
+def step_bytes(run: Run) -> int:
+    """Most that one SAE's training step adds, with compiled element-wise parts; a stack steps one SAE at a time.
+
+    In units of n M: two matrices and their gradients in bf16. In units of batch * M: pre-activation, codes, what comes
+    back through the decoder, the gradient at the pre-activation, in bf16. By autograd, most of it in fp32.
+    """
+    nM, bM = width(run) * run.M, run.batch * run.M
+    if not plain(run):
+        return 10 * matrices(run) * nM + 44 * bM
+    codes = 1 if run.arch == "baseline" else 2
+    return max(4 * nM + (4 + 4 * codes) * bM, 8 * nM + (4 + 2 * codes) * bM) + 8 * run.batch * width(run)
+
+
+def step_flops(run: Run) -> int:
+    """Operations of the matrix products of one training step: 14 n M a sample for gated, 10 n M for the baseline;
+    by autograd 2 n M more for each encoder, whose input has a gradient too (`b_dec`).
+    """
+    products = 5 if run.arch == "baseline" else 7 if run.auxiliary else 5
+    if not plain(run):
+        encoders = matrices(run) - 1
+        products += 2 * (encoders - 1) + encoders * run.centre_grad
+        products += run.auxiliary and run.freeze in ("b_dec", "none")
+    return 2 * products * width(run) * run.M * run.batch
+
+
+def train_flops(run: Run) -> int:
+    return step_flops(run) * run.steps
+
+
+def harvest_flops(run: Run) -> int:
+    """Operations of one pass of the language model over the run's training text, up to its site."""
+    return run.tokens * shape(run.lm).flops(run.context, run.site, run.layer)
+
+
+def site_flops(run: Run) -> int:
+    """Operations of evaluation that all runs of a site share: held-out activations; clean, zero and mean ablation."""
+    s = shape(run.lm)
+    return run.eval_tokens * s.flops(run.context, run.site, run.layer) + run.ce_tokens * (
+        s.flops(run.context) + 2 * above_flops(run)
+    )
+
+
+def above_flops(run: Run) -> int:
+    """Operations per token from a site's block to the loss."""
+    s = shape(run.lm)
+    return s.flops(run.context) - (s.flops(run.context, "resid_post", run.layer - 1) if run.layer else 0)
+
+
+def evaluation_flops(run: Run) -> int:
+    """Operations of evaluating one SAE: encode and decode held-out text; the layers above on reconstructions."""
+    return (run.eval_tokens + run.ce_tokens) * 4 * width(run) * run.M + run.ce_tokens * above_flops(run)
+
+
+def lm_bytes(lm: str) -> int:
+    """Weights, in bf16 (the small model that ships with the package: fp32)."""
+    return shape(lm).parameters * (4 if lm == "gelu-1l-mini" else 2)
+
+
+def forward_bytes(run: Run) -> int:
+    """Most that one forward pass adds: attention scores (bf16 and their softmax in fp32), one block's activations, and
+    the logits, whose loss is taken block by block in fp32.
+    """
+    s, blocks = shape(run.lm), blocks_per_pass(run.context)
+    tokens = blocks * run.context
+    scores = tokens * run.context * s.heads * 10
+    inside = 2 * tokens * (8 * s.d + (2 + s.gated_mlp) * s.d_mlp)
+    return max(scores, 2 * tokens * s.vocab + 12 * run.context * s.vocab) + inside
+
+
+def splice_bytes(run: Run) -> int:
+    """Clean activations kept beside the language model, so that each SAE reruns only the layers above."""
+    both = width(run) + (0 if run.site == "resid_post" else shape(run.lm).d)
+    return 2 * run.ce_tokens * both
+
+
+def held_out_bytes(run: Run) -> int:
+    """Held-out activations, bf16, in the host's memory."""
+    return 2 * run.eval_tokens * width(run)
+
+
+def row_bytes(run: Run) -> int:
+    return 2 * width(run)
+
+
+def store_rows(run: Run) -> int:
+    """Rows of a store: whole blocks that cover the run's tokens and one batch."""
+    per_block = run.context - (not run.keep_pos0)
+    return -(-(run.tokens + run.batch) // per_block) * per_block
