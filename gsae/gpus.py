@@ -93,7 +93,7 @@ def shared_out(costs: Sequence[int | float], gpus: int) -> float:
     return max(free)
 
 
-def report(title: str, runs: Sequence[Run], name: str, gpu: GPU, gpus: int, utilisation: int | float = UTILISATION) -> str:
+def report(title: str, runs: Sequence[Run], name: str, gpu: GPU, gpus: int, utilisation: int | float) -> str:
     """The plan of a sweep on GPUs, as text."""
     cut = [(stack, parts(stack, gpu)) for stack in plan.stacks(runs)]
     lines = [

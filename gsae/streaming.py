@@ -16,7 +16,7 @@ RECENT = 8  # batches kept, so that resampling can look a few steps ahead withou
 
 
 class Source:
-    """One site's activations in the order of the text, a chunk of `batch` blocks at a time (by default at most 8,192 tokens).
+    """One site's activations in the order of the text, a chunk of `batch` blocks (up to 8,192 tokens) at a time.
 
     `rows` and `n` are those of the whole text; `chunk` is the number of rows of each chunk but the last.
     Position 0 of each block is left out unless `keep_pos0`.

@@ -255,13 +255,13 @@ def test_what_is_placed_elsewhere_when_memory_is_short():
     need = sizes.held_bytes(stack[0]) + sizes.step_bytes(stack[0])
     assert not gpus.parts(stack, gpus.GPU(need / 1e9 / gpus.USABLE * 0.99, 100, 1))[0].fits
     assert gpus.parts(stack, gpus.GPU(need / 1e9 / gpus.USABLE * 1.01, 100, 1))[0].fits
-    text = gpus.report("x", stack, "small", gpus.GPU(12, 100, 1), 1)
+    text = gpus.report("x", stack, "small", gpus.GPU(12, 100, 1), 1, 0.4)
     assert "DOES NOT FIT: 6 runs need a GPU of 16 GB at least" in text
 
 
 def test_sharing_out():
     assert gpus.shared_out([3, 3, 2, 2, 2], 2) == 7  # 3 + 2 + 2 beside 3 + 2: longest first is not always best
-    assert gpus.shared_out([4, 1, 1, 1, 1], 2) == 4
+    assert gpus.shared_out([1, 1, 1, 1, 4], 2) == 4
     assert gpus.shared_out([6.0], 3) == 2 and gpus.shared_out([6.0, 3.0], 5) == 3
 
 
