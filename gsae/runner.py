@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from gsae import activations, checkpoints, corpus, evidence, experiments, metrics, stats
+from gsae import activations, checkpoints, corpus, evidence, experiments, metrics, plan, sizes, stats, streaming
 from gsae import lm as language_models
 from gsae.assets import cache_dir
 from gsae.experiments import Run
@@ -51,8 +51,14 @@ class Site:
         return data.select(range(count))
 
     @cached_property
-    def store(self) -> "activations.Store":
-        return self.harvest([self])[0]
+    def store(self) -> "activations.Store | streaming.Buffer":
+        return self.stream() if sizes.streams(self.run) else self.harvest([self])[0]
+
+    def stream(self) -> "streaming.Buffer":
+        run = self.run
+        blocks = self.blocks("train", sizes.store_rows(run) // (run.context - (not run.keep_pos0)))
+        source = streaming.Source(self.model, blocks, *self.key, keep_pos0=run.keep_pos0)
+        return streaming.Buffer(source, rows=sizes.BUFFER, device=self.model.device)
 
     @staticmethod
     def harvest(sites: list["Site"]) -> list["activations.Store"]:
@@ -100,8 +106,8 @@ class Site:
         return dict(zip(("clean", "zero", "mean"), map(list, zip(*rows, strict=True)), strict=True))
 
     @torch.no_grad()
-    def evaluate(self, sae: SAE) -> tuple[dict, dict, dict]:
-        """Metrics, the sums behind them per group, and the density histogram of one SAE."""
+    def evaluate(self, sae: torch.nn.Module) -> tuple[dict, dict, dict]:
+        """Metrics, the sums behind them per group, and the density histogram of an SAE, or of what encodes like one."""
         sae, sums = sae.eval(), metrics.Sums(self.store.mean)
         data, groups = self.held_out
         for x, group in zip(data.split(32), groups.split(32), strict=True):
@@ -179,7 +185,8 @@ def run(
     Args:
         name: an experiment of `gsae list`, or your own list of `Run`.
         scale: smoke, cpu, gpu or paper; by default GSAE_SCALE, else smoke.
-        force: write evidence of a scale other than smoke from a tree with uncommitted changes.
+        force: write evidence of a scale other than smoke from a tree with uncommitted changes, and go on where memory
+            or disk seem too small.
 
     With GSAE_TRAIN=never nothing is trained: missing runs are rows of status "missing".
 
@@ -188,6 +195,7 @@ def run(
 
     Raises:
         KeyError, ValueError: on an unknown experiment or scale.
+        gsae.plan.TooLarge: where memory or disk cannot hold it.
         gsae.training.Diverged: on a NaN or an infinity; runs finished before it are kept.
     """
     at = experiments.scale(scale)
@@ -205,6 +213,9 @@ def run(
     if missing and not never:
         if at != "smoke" and not force:
             evidence.require_clean()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        gpu_free = torch.cuda.mem_get_info()[0] if device == "cuda" else None
+        plan.check(missing, at, cache_dir(), device, gpu_free, force)
         train_missing(missing, at, force)
     return evidence.load(runs, at)
 
@@ -216,12 +227,14 @@ def train_missing(missing: list[Run], at: str, force: bool) -> None:
         data = lambda r: (r.text, r.context, r.tokens, r.batch, r.keep_pos0, r.eval_tokens, r.ce_tokens)  # noqa: E731
         for of_data in groups(of_model, data):
             sites = [Site(rs[0], model) for rs in groups(of_data, lambda r: (r.site, r.layer))]
-            for site, store in zip(sites, Site.harvest(sites), strict=True):
-                site.store = store
+            if not sizes.streams(of_data[0]):
+                for site, store in zip(sites, Site.harvest(sites), strict=True):
+                    site.store = store
             for site, of_site in zip(sites, groups(of_data, lambda r: (r.site, r.layer)), strict=True):
                 for stack in groups(of_site, lambda r: r.stack):
                     with FileLock(lock(f"stack-{stack[0].id}")):
                         left = [r for r in stack if evidence.find(r.id, at) is None]
                         if left:
                             train_stack(left, site, experiments.home(left[0], at), at, force)
-                del site.__dict__["store"]
+                for large in ("store", "held_out", "splices", "references"):
+                    site.__dict__.pop(large, None)

@@ -1,5 +1,7 @@
 """The shuffled buffer: the same rows as the store, shuffled, as a pure function of the step; position 0; NaN."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -192,3 +194,26 @@ def test_a_resumed_run_on_the_buffer_ends_with_the_same_weights(text, tmp_path):
     resumed = fit(Stack(plan), batches(), tmp_path / "c.safetensors", bar=False)
     for a, b in zip(whole, resumed, strict=True):
         assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def test_the_runner_streams_a_long_run(text, tmp_path, monkeypatch):
+    from gsae import runner, sizes
+    from gsae.experiments import Run
+
+    model, blocks = text
+    monkeypatch.setenv("GSAE_CACHE", str(tmp_path))
+    monkeypatch.setattr(runner.language_models, "load", lambda name: model)
+    monkeypatch.setattr(runner.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
+    monkeypatch.setattr(sizes, "BUFFER", 90)
+    run = Run(site="attn_z", layer=1, context=T, M=31, tokens=270, batch=10, eval_tokens=60, ce_tokens=70, resample=())
+    stored = runner.run([run], "smoke").iloc[0]
+    assert list(tmp_path.glob("activations/*/*/rows.bf16"))
+    shutil.rmtree(tmp_path / "activations")
+    shutil.rmtree(tmp_path / "evidence")
+    monkeypatch.setattr(sizes, "STREAM_ABOVE", 269)
+    streamed = runner.run([run], "smoke").iloc[0]
+    assert not (tmp_path / "activations").exists()  # nothing of a store
+    assert streamed["ce_clean"] == stored["ce_clean"] and streamed["ce_mean"] == pytest.approx(stored["ce_mean"])
+    assert (
+        streamed["fvu"] == pytest.approx(stored["fvu"], rel=0.2) and streamed["fvu"] != stored["fvu"]
+    )  # another order
