@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as distributions
 
-Sums = Mapping[str, np.ndarray]
+Sums = Mapping[str, np.ndarray | list]
 
 
 def divide(a, b) -> np.ndarray:

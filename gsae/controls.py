@@ -1,0 +1,167 @@
+"""Controls computed from finished runs: rescale & shift, pruning, and inference-time optimisation, as result files."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gsae import checkpoints, evidence, experiments, ito, metrics, results, stats
+from gsae.posthoc import Pruned, pruning_threshold, rescale_shift
+from gsae.runner import Site
+from gsae.saes import SAE
+
+INCREASES = (0.01, 0.05)  # of the mean squared error that pruning may cost, on training data
+PURSUITS = (10, 30, 100)  # Fig. 10's numbers of latents at test time
+CONTROLS, ITO = "controls", "ito"  # the experiments' names
+THRESHOLD_BATCHES = 4  # of the run's own training stream, that a pruning threshold is chosen on
+
+
+def settings(run_id: str, control: str, increase: float = 0.0, steps: int = 0) -> dict:
+    """What names a control: `increase` is 0 without pruning, `steps` 0 without training."""
+    return {"run": run_id, "control": control, "increase": increase, "steps": steps}
+
+
+def plan(row, increases: Sequence[float] = INCREASES, steps: int = 500) -> list[dict]:
+    """The controls of one finished run: pruning for both arms; for baselines also rescale & shift, with and without."""
+    pruned = [settings(row.id, "pruned", increase) for increase in increases]
+    if row.arch != "baseline":
+        return pruned
+    both = [settings(row.id, "pruned_rescale_shift", increase, steps) for increase in increases]
+    return [settings(row.id, "rescale_shift", steps=steps), *pruned, *both]
+
+
+def weights(row) -> SAE:
+    """The kept weights of a finished run. Raises FileNotFoundError with the remedy where there are none."""
+    if not checkpoints.weights(row.id).exists():
+        raise FileNotFoundError(
+            f"run {row.id} ({row.arch}, lambda {row.lam:g}, seed {row.seed}) is on record but its weights are not in "
+            f"{checkpoints.weights(row.id)}: weights are not in git. Delete its run file and train it again here"
+        )
+    return checkpoints.load(row.id).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def training_batches(row, site: Site) -> Callable[[int], Tensor]:
+    """`step -> batch` of the run's own stream."""
+    return lambda step: site.store.batch(step, int(row.batch), int(row.seed))
+
+
+def make(sae: SAE, of: dict, batches: Callable[[int], Tensor]):
+    """The changed SAE that `of`, one of `plan`, describes."""
+    threshold = 0.0
+    if of["increase"]:
+        threshold = pruning_threshold(sae, map(batches, range(THRESHOLD_BATCHES)), increase=of["increase"])
+    if of["control"] == "pruned":
+        return Pruned(sae, threshold)
+    return rescale_shift(sae, batches, of["steps"], threshold=threshold)
+
+
+@torch.no_grad()
+def pursue_site(sae: SAE, site: Site, sizes: Sequence[int]) -> dict[int, tuple[dict, dict]]:
+    """Metrics and sums of pursuit at several sizes, and, under 0, of the SAE's own encoder, on the same tokens.
+
+    One pass over the texts of the cross-entropy: pursuit is some hundred times the cost of an encoder, so that it sees
+    `ce_tokens` tokens and not the run's whole evaluation set, and its numbers have to be compared with those of 0.
+    """
+    first, scale, start = int(not site.run.keep_pos0), site.store.scale, 0
+    total = {s: metrics.Sums(site.store.mean) for s in (0, *sizes)}
+    for i, splice in enumerate(tqdm(site.splices, desc="pursuit", leave=False, disable=None)):
+        group = torch.arange(start, start + len(splice.clean)) % metrics.GROUPS
+        known = {name: values[i] for name, values in site.references.items()}
+        x = (splice.clean[:, first:].float() * scale).to(sae.b_dec.device)
+        rows = x.flatten(0, 1)
+        codes = [sae.encode(rows), *ito.pursue_all(rows, sae.W_dec, sae.b_dec, sizes)]
+        for s, f in zip((0, *sizes), codes, strict=True):
+            x_hat = sae.decode(f)
+            total[s].add(rows, x_hat, f, group.repeat_interleave(x.shape[1]))
+            replaced = splice.clean.clone()
+            replaced[:, first:] = (x_hat.reshape(x.shape) / scale).to(replaced)
+            total[s].add_ce(group, **known, sae=splice.ce(replaced), tokens=splice.targets)
+        start += len(splice.clean)
+    return {s: (stats.ratios(kept := t.to_dict()) | {"dead_fraction": t.dead_fraction}, kept) for s, t in total.items()}
+
+
+def done(runs: pd.DataFrame, site: Site) -> Iterator:
+    """The finished runs of a table, as named tuples. Raises ValueError where one is of another site."""
+    for row in evidence.done(runs).itertuples():
+        if (of := (row.lm, row.site, row.layer)) != (here := (site.run.lm, *site.key)):
+            raise ValueError(f"run {row.id} is of {of}, the site is {here}: pass the runs of one site at a time")
+        yield row
+
+
+def write(experiment: str, of: dict, values: dict, sums: dict, row, seconds: float, at: str, force: bool) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    origin = evidence.provenance(device, seconds, *experiments.sources(row.lm, row.context))
+    results.write_result(experiment, of, values, origin, at, sums, force)
+
+
+def controls(
+    runs: pd.DataFrame,
+    site: Site,
+    scale: str | None = None,
+    *,
+    increases: Sequence[float] = INCREASES,
+    steps: int = 500,
+    only: Iterable[str] = ("rescale_shift", "pruned", "pruned_rescale_shift"),
+    force: bool = False,
+) -> pd.DataFrame:
+    """Rescale & shift (Fig. 9), pruning, and both, of every finished run of one site; what is on record is skipped.
+
+    Args:
+        runs: a table of `gsae.run`, all of `site`; missing runs are passed over.
+        site: gives training batches and the evaluation of the runs themselves.
+        increases: relative increases of the mean squared error that pruning may cost; chosen on training batches.
+        steps: of rescale & shift.
+        only: which of the three.
+
+    Returns:
+        The results on record at this scale, one row a control; `run` is the parent's id.
+
+    Raises:
+        FileNotFoundError: where a finished run has no kept weights.
+    """
+    at = experiments.scale(scale)
+    todo = [(row, of) for row in done(runs, site) for of in plan(row, increases, steps) if of["control"] in set(only)]
+    todo = [(row, of) for row, of in todo if results.find(CONTROLS, of, at) is None]
+    for row, of in tqdm(todo, desc=f"controls, {site.run.site} {site.run.layer}", disable=None):
+        began = time.monotonic()
+        model = make(weights(row), of, training_batches(row, site))
+        values, sums, _ = site.evaluate(model)
+        write(CONTROLS, of, values | model.summary(), sums, row, time.monotonic() - began, at, force)
+    return results.load(CONTROLS, at)
+
+
+def pursuits(
+    runs: pd.DataFrame,
+    site: Site,
+    scale: str | None = None,
+    *,
+    sizes: Sequence[int] = PURSUITS,
+    tokens: int = 16_384,
+    force: bool = False,
+) -> pd.DataFrame:
+    """Inference-time optimisation (Figs 10, 11) on the dictionary of every finished run of one site, both arms.
+
+    Args:
+        runs, site: as for `controls`; the store and the language model of `site` are used.
+        sizes: numbers of latents, at most.
+        tokens: of evaluation text, from the start of the evaluation set.
+
+    Returns:
+        The results on record at this scale; `s` is 0 for the run's own encoder on the same tokens.
+    """
+    at = experiments.scale(scale)
+    name = lambda row, s: {"run": row.id, "s": s, "tokens": tokens}  # noqa: E731
+    todo = [row for row in done(runs, site) if any(results.find(ITO, name(row, s), at) is None for s in (0, *sizes))]
+    if todo:
+        part = Site(replace(site.run, ce_tokens=tokens), site.model)
+        part.store = site.store
+    for row in tqdm(todo, desc=f"pursuit, {site.run.site} {site.run.layer}", disable=None):
+        began = time.monotonic()
+        found = pursue_site(weights(row), part, sizes)
+        for s, (values, sums) in found.items():
+            write(ITO, name(row, s), values, sums, row, (time.monotonic() - began) / len(found), at, force)
+    return results.load(ITO, at)
