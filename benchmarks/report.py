@@ -55,9 +55,8 @@ def documented(case: Case) -> bool:
 
 
 def fastest_peer(case: Case, rates: dict[Case, list[float]]) -> Case | None:
-    """The peer's case of the greatest median on the same task; of one SAE where none trained as many."""
+    """The peer's case of the greatest median on the same task, one SAE or several: peers train those in a loop."""
     same = [c for c in rates if c.library != "gsae" and (c.arch, *c.shape) == (case.arch, *case.shape)]
-    same = [c for c in same if c.K == case.K] or [c for c in same if c.K == 1]
     return max(same, key=lambda c: median(rates[c]), default=None)
 
 
