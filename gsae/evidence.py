@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,13 @@ class EvidenceError(RuntimeError):
 
 
 def root(scale: str) -> Path:
-    """Where a scale's run files are: in the repository, or for smoke in the cache. GSAE_EVIDENCE overrides both."""
+    """Where a scale's run files are: in the repository, or in the cache for smoke and where gsae is installed without
+    its repository, as on Colab. GSAE_EVIDENCE overrides both.
+    """
     if own := os.environ.get("GSAE_EVIDENCE"):
         return Path(own) / scale
-    return (cache_dir() / "evidence" if scale == "smoke" else CHECKOUT / "book" / "evidence") / scale
+    cached = scale == "smoke" or not (CHECKOUT / "pyproject.toml").exists()
+    return (cache_dir() / "evidence" if cached else CHECKOUT / "book" / "evidence") / scale
 
 
 def path(scale: str, experiment: str, run_id: str) -> Path:
@@ -79,9 +82,21 @@ def git(*words: str) -> str:
         return ""
 
 
+def commit() -> str:
+    """The commit of the code that runs: the repository's, or the one that pip installed; empty where not known."""
+    if (CHECKOUT / "pyproject.toml").exists():
+        return git("rev-parse", "HEAD")
+    try:
+        origin = json.loads(distribution("gsae").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        return ""
+    return origin.get("vcs_info", {}).get("commit_id", "")
+
+
 def dirty() -> bool:
     """Whether the tree differs from its commit, evidence itself aside."""
-    return bool(git("status", "--porcelain", "--", ".", ":!book/evidence")) or not git("rev-parse", "HEAD")
+    changed = (CHECKOUT / "pyproject.toml").exists() and git("status", "--porcelain", "--", ".", ":!book/evidence")
+    return bool(changed) or not commit()
 
 
 def require_clean() -> None:
@@ -95,7 +110,7 @@ def require_clean() -> None:
 
 @cache
 def _start() -> tuple[str, bool]:
-    return git("rev-parse", "HEAD"), dirty()
+    return commit(), dirty()
 
 
 def provenance(device: str, seconds: float, corpus: dict, lm: str) -> dict:
@@ -107,10 +122,10 @@ def provenance(device: str, seconds: float, corpus: dict, lm: str) -> dict:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    commit, is_dirty = _start()
+    at_commit, is_dirty = _start()
     named = Path(sys.argv[0]).name in ("gsae", "__main__.py")
     return {
-        "commit": commit, "dirty": is_dirty, "versions": versions, "device": device, "seconds": round(seconds, 1),
+        "commit": at_commit, "dirty": is_dirty, "versions": versions, "device": device, "seconds": round(seconds, 1),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"), "corpus": corpus, "lm": lm,
         "command": " ".join(["gsae", *sys.argv[1:]]) if named else "gsae.run",
     }  # fmt: skip

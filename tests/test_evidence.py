@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import matplotlib.figure
 import numpy as np
@@ -42,6 +43,16 @@ def test_results_of_a_changed_tree_are_refused():
     with pytest.raises(evidence.EvidenceError, match="uncommitted"):
         evidence.write(record(scale="cpu", dirty=True))
     assert evidence.write(record(scale="cpu", dirty=True), force=True).exists()
+
+
+@pytest.mark.parametrize("origin,known", [({"vcs_info": {"commit_id": "abc123"}}, "abc123"), ({}, "")])
+def test_an_installation_without_a_repository_names_the_commit_that_pip_installed(tmp_path, monkeypatch, origin, known):
+    monkeypatch.delenv("GSAE_EVIDENCE")
+    monkeypatch.setenv("GSAE_CACHE", str(tmp_path / "drive"))
+    monkeypatch.setattr(evidence, "CHECKOUT", tmp_path)  # as on Colab: site-packages
+    monkeypatch.setattr(evidence, "distribution", lambda name: SimpleNamespace(read_text=lambda f: json.dumps(origin)))
+    assert evidence.commit() == known and evidence.dirty() == (not known)
+    assert evidence.root("gpu") == (tmp_path / "drive" / "evidence" / "gpu").resolve()
 
 
 @pytest.mark.parametrize("edit", ["field", "metric", "nan", "cut"])
