@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import gsae
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda p: p.stem)
@@ -37,7 +39,28 @@ def test_no_outputs(notebook):
 def test_runs_on_colab(notebook):
     meta = notebook["metadata"]
     assert meta["kernelspec"]["name"] == "python3" and meta["accelerator"] == "GPU" and meta["colab"]
-    assert f"git+{gsae.REPO}@main" in sources(notebook, "code")[0]
+    first = sources(notebook, "code")[0]
+    assert f"git+{gsae.REPO}@main" in first
+    check, install = first.split("\n\n")[1].splitlines()  # installs there and nowhere else
+    assert check == 'if "google.colab" in sys.modules:' and install.startswith("    %pip install")
+
+
+def test_the_scale_is_in_sight_where_runs_are_read(notebook):
+    for source in sources(notebook, "code"):
+        for line in source.splitlines():
+            assert "gsae.run(" not in line or "scale" in line, line
+
+
+def test_the_launch_button_opens_the_notebook_in_the_repository():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert config["launch_buttons"]["colab_url"] == "https://colab.research.google.com"
+    assert config["repository"] == {"url": gsae.REPO, "branch": "main", "path_to_book": ""}
+    chapters = [
+        c["file"] for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"] for c in part["chapters"]
+    ]
+    assert {p.with_suffix("").relative_to(ROOT).as_posix() for p in NOTEBOOKS} == {
+        c for c in chapters if c.startswith("notebooks/")
+    }
 
 
 def test_opens_with_the_question_and_ends_with_what_could_change_it(notebook):

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import re
 import shutil
 import threading
 from html.parser import HTMLParser
@@ -10,6 +11,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
+
+import gsae
 
 HTML = Path(__file__).parents[1] / "_build" / "html"
 pytestmark = pytest.mark.pages
@@ -54,6 +57,34 @@ def test_page(name):
                 assert unquote(target.fragment) in page(path.resolve().relative_to(HTML.resolve()).as_posix()).ids, (
                     attrs["href"]
                 )
+
+
+@pytest.mark.parametrize("name", [c for c in CHAPTERS if c.startswith("notebooks/")])
+def test_launch_button(name):
+    """The rocket button's address, by its shape: https://colab.research.google.com/github/OWNER/REPO/blob/BRANCH/FILE."""
+    source = name.removesuffix(".html") + ".ipynb"
+    owner_and_repo = urlparse(gsae.REPO).path
+    found = [a["href"] for tag, a in page(name).found if tag == "a" and "colab" in (a.get("href") or "")]
+    assert found == [f"https://colab.research.google.com/github{owner_and_repo}/blob/main/{source}"]
+    assert (HTML.parents[1] / source).exists()
+
+
+WELL_FORMED = re.compile(r"https?://[a-z0-9-]+(\.[a-z0-9-]+)+(:\d+)?(/[^\s<>\"]*)?(\?[^\s<>\"]*)?(#\S*)?$")
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_links_to_other_hosts_without_asking_them(name):
+    """Each is a well-formed address; one into this repository names a file or folder that is in it."""
+    for tag, attrs in page(name).found:
+        href = attrs.get("href") or ""
+        if tag != "a" or not urlparse(href).netloc:
+            continue
+        assert WELL_FORMED.match(href), f"{name}: {href}"
+        into = re.match(re.escape(gsae.REPO) + r"/(blob|tree|edit)/main/([^?#]+)", href)
+        if into:
+            assert (HTML.parents[1] / unquote(into[2])).exists(), (
+                f"{name} links to {href}, which is not in the repository"
+            )
 
 
 @pytest.fixture(scope="module")
