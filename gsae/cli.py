@@ -1,5 +1,5 @@
 """The command line: `gsae list`, `plan`, `run`, `status`, `fetch`, `push`, `pull`, `export`, `import`,
-`lm train`."""
+`lm train`, `study`."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gsae import PAPER, __version__, experiments, gpus
+from gsae.study import cli as study
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("name", choices=["gelu-1l-mini"])
     train.add_argument("--out", type=Path, help="folder for weights, tokenizer and record; default: the package's own")
     train.add_argument("--tokens", type=int, help="training tokens; default: the shipped model's")
+    study.add(commands, scaled)
     return top
 
 
@@ -117,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                 sae = interop.load(args.source, scale=args.factor)
                 print(checkpoints.save(sae, args.file, **sae.about))
+            case "study":
+                return study.main(args)
             case "lm":
                 from gsae import mini
 

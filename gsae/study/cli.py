@@ -1,0 +1,120 @@
+"""`gsae study pairs`, `make`, `score`: which SAEs can be compared, the page that people rate on, and the result."""
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from gsae import experiments
+
+SD = 1.0  # of paired differences in the paper, from its interval: what a study is planned with
+
+
+def add(commands: argparse._SubParsersAction, scaled: argparse.ArgumentParser) -> None:
+    """Add `study` to the commands of `gsae`; `scaled` brings `--scale`."""
+    study = commands.add_parser("study", help="rate the latents of two SAEs without knowing which is which")
+    actions = study.add_subparsers(dest="action", required=True, metavar="ACTION")
+    matched = argparse.ArgumentParser(add_help=False, parents=[scaled])
+    matched.add_argument("--arms", nargs="+", default=["gated", "baseline"], metavar="ARM",
+                         help="what is compared; the last is the reference (default: gated baseline)")  # fmt: skip
+    matched.add_argument("--l0", type=float, default=50.0, help="L0 aimed at (default: 50)")
+    matched.add_argument("--tolerance", type=float, default=0.1,
+                         help="how far apart the arms' L0 may be (default: 0.1)")  # fmt: skip
+    matched.add_argument(
+        "--experiment", action="append", help="only its runs on record (may be repeated; default: all)"
+    )
+    actions.add_parser(
+        "pairs", parents=[matched], help="matched runs on record, and the lambda that each missing one needs"
+    )
+    make = actions.add_parser("make", parents=[matched], help="draw latents at random and write the page and its key")
+    make.add_argument("data", nargs="*", type=Path, help="files or folders of collected latents (default: book/study)")
+    make.add_argument("--out", type=Path, default=Path("study"), help="folder for page and key (default: study)")
+    make.add_argument(
+        "--pairs", type=int, default=10, help="pairs of each model, site and layer on a page (default: 10)"
+    )
+    make.add_argument("--pages", type=int, default=1, help="pages with latents of their own, one a rater (default: 1)")
+    make.add_argument(
+        "--shared", type=int, default=0, help="further pairs of each place, the same on every page (default: 0)"
+    )
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--force", action="store_true", help="replace the key of another study")
+    score = actions.add_parser("score", help="join exported ratings with the key: tables, intervals, tests, power")
+    score.add_argument("ratings", nargs="+", type=Path, help="files exported from the page")
+    score.add_argument("--key", type=Path, required=True)
+    score.add_argument("--json", type=Path, help="also write the result there, machine-readable")
+    score.add_argument("--partial", action="store_true", help="accept files in which latents are not rated yet")
+
+
+def pairs_on_record(args: argparse.Namespace, scale: str) -> int:
+    from gsae.study import pairs
+
+    found, problems = pairs.match(pairs.recorded(scale, args.experiment), args.arms, args.l0, args.tolerance)
+    for cell, saes in found.items():
+        print(
+            "{} {} layer {}: ".format(*cell)
+            + ", ".join(f"{s.arm} {s.run} (L0 {s.l0:.1f}, lambda {s.lam:g})" for s in saes)
+        )
+    for problem in problems:
+        print(problem)
+    if not found and not problems:
+        print(f"no run is on record at {scale}")
+    return 0 if found and not problems else 1
+
+
+def make(args: argparse.Namespace, scale: str) -> int:
+    from gsae import evidence
+    from gsae.study import page, pairs, statistics
+
+    if args.pairs < 0 or args.pages < 1 or args.shared < 0 or args.pairs + args.shared < 1 or len(args.arms) < 2:
+        raise pairs.StudyError("a study needs at least one page, one pair (--pairs or --shared) and two --arms")
+    saes = pairs.collected(args.data or [evidence.CHECKOUT / "book" / "study"], pairs.recorded(scale, args.experiment))
+    cells, problems = pairs.match(saes, args.arms, args.l0, args.tolerance)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if not cells:
+        raise pairs.StudyError(f"no place has collected latents of matched {' and '.join(args.arms)} SAEs")
+    key, data = pairs.draw(cells, args.pairs, args.pages, args.shared, args.seed)
+    *written, kept = page.write(key, data, args.out, args.force)
+    total = len(key["items"]) // len(args.arms)
+    print(f"study {key['study']}: {total} pairs of {' and '.join(args.arms)} at {len(cells)} places, "
+          f"{len(key['pages'][0]['items'])} latents a page")  # fmt: skip
+    print(f"for raters: {', '.join(map(str, written))}\nfor nobody who rates: {kept}")
+    plan = statistics.powers(total, SD)
+    print(
+        f"{total} pairs find a difference of {plan['detectable']:+.2f} with 80 % power (one-sided 5 %, s.d. {SD:g} as "
+        f"in the paper); excluding a loss of {-statistics.MARGIN:g} takes {plan['pairs_for_non_inferiority']}"
+    )
+    return 0
+
+
+def plain(value: object) -> object:
+    """`value` for json, whose numbers are finite: None in the place of NaN."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def score(args: argparse.Namespace) -> int:
+    from gsae.study import ratings, report, statistics
+
+    key = ratings.read_key(args.key)
+    found = statistics.analyse(ratings.join(args.ratings, key, args.partial), key["arms"], key["reference"])
+    print(f"study {key['study']}")
+    print(report.text(found))
+    if args.json:
+        record = {"schema": ratings.SCHEMA, "study": key["study"], **plain(found)}
+        temporary = args.json.with_name(f".{args.json.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        os.replace(temporary, args.json)
+    return 0
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run one action; returns the exit code."""
+    if args.action == "score":
+        return score(args)
+    return {"pairs": pairs_on_record, "make": make}[args.action](args, experiments.scale(args.scale))

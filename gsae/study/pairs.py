@@ -1,0 +1,198 @@
+"""Which SAEs are compared, and which of their latents are rated: matched in L0, drawn at random, blinded. No torch."""
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, product
+from pathlib import Path
+
+import numpy as np
+
+from gsae import evidence, experiments
+from gsae.study import data
+from gsae.study.ratings import SCHEMA
+
+ARMS = ("gated", "baseline")  # the last one is the reference
+TARGET, TOLERANCE, WINDOW = 50.0, 0.10, 1.5  # L0 aimed at; the arms' ratio at most 1.1; between 50 / 1.5 and 50 * 1.5
+Cell = tuple[str, str, int]
+
+
+class StudyError(ValueError):
+    """A study that cannot be made; says what is missing and how to get it."""
+
+
+@dataclass(frozen=True)
+class SAE:
+    """One arm at one place: what matching needs to know. `group`: only SAEs of equal groups may be compared."""
+
+    run: str
+    arm: str
+    cell: Cell
+    l0: float
+    lam: float | None = None
+    group: Hashable = None
+    latents: tuple[dict, ...] = field(default=(), repr=False, compare=False)
+    file: str = ""
+
+
+def group_of(run: experiments.Run) -> Hashable:
+    """Equal for runs that differ in architecture, lambda and learning rate alone, the baseline 1.5 times as wide."""
+    plain = run if run.arch == "baseline" else experiments.wider(run)
+    return replace(plain, lam=0.0, lr=1.0)
+
+
+def recorded(scale: str, names: Iterable[str] | None = None) -> list[SAE]:
+    """The SAEs on record at a scale, ablations left out; of the named experiments only, where names are given."""
+    if names is None:
+        files = sorted(evidence.root(scale).glob("*/*.json"))
+    else:
+        tables = [evidence.done(evidence.load(name, scale)) for name in names]
+        files = sorted({evidence.root(scale) / f for table in tables if len(table) for f in table["file"]})
+    found = []
+    for file in files:
+        if "run" not in json.loads(file.read_text()):  # a result file, computed from runs
+            continue
+        record = evidence.read(file)
+        run = experiments.Run.of(record["run"])
+        if run.switches in ({}, experiments.Run().switches):
+            found.append(SAE(record["id"], run.arch, (run.lm, run.site, run.layer), record["metrics"]["l0"], run.lam,
+                             group_of(run), file=str(file)))  # fmt: skip
+    return found
+
+
+def lam_at(saes: Sequence[SAE], l0: float) -> float:
+    """Lambda that gives an L0: log lambda linear in log L0 between neighbours; NaN outside of what was trained."""
+    points = sorted((math.log(s.l0), math.log(s.lam)) for s in saes if s.lam and s.l0 > 0)
+    if not points or not points[0][0] <= math.log(l0) <= points[-1][0]:
+        return math.nan
+    return float(f"{math.exp(np.interp(math.log(l0), *zip(*points, strict=True))):.3g}")
+
+
+def advice(cell: Cell, saes: Sequence[SAE], arms: Sequence[str], target: float, tolerance: float) -> str:
+    """Why a place has no matched SAEs, and what to train: the lambda interpolated from those there are."""
+    where = "{} {} layer {}".format(*cell)
+    text = f"{where}: no {' and '.join(arms)} SAE within {tolerance:.0%} of one L0 near {target:g}. "
+    near = {arm: min((s for s in saes if s.arm == arm), key=lambda s: abs(math.log(s.l0 / target)), default=None)
+            for arm in arms}  # fmt: skip
+    text += "Nearest: " + ", ".join(f"{arm} {s.l0:.1f}" if s else f"no {arm} at all" for arm, s in near.items()) + ". "
+    first = near[arms[0]]
+    anchored = first is not None and abs(math.log(first.l0 / target)) <= math.log(WINDOW)
+    wanted = first.l0 if anchored else target
+    todo = []
+    for arm in arms[1:] if anchored else arms:
+        own = [s for s in saes if s.arm == arm]
+        lam = lam_at(own, wanted)
+        lams = sorted(s.lam for s in own if s.lam)
+        beyond = f"outside of the lambdas trained, {lams[0]:g} to {lams[-1]:g}" if lams else "no lambda is on record"
+        todo.append(f"{arm} at lambda {lam:g} (interpolated)" if lam == lam else f"{arm} ({beyond})")
+    return text + f"For L0 {wanted:.1f}, train {' and '.join(todo)}"
+
+
+def match(
+    saes: Sequence[SAE], arms: Sequence[str] = ARMS, target: float = TARGET, tolerance: float = TOLERANCE
+) -> tuple[dict[Cell, list[SAE]], list[str]]:
+    """At each place, one SAE of each arm: L0 within `tolerance` of each other and, of those, nearest to `target`.
+
+    Returns:
+        place -> SAEs in the order of `arms`; and a sentence for each place that has none, with the missing lambda.
+    """
+    found, problems = {}, []
+    saes = sorted((s for s in saes if s.arm in arms and s.l0 > 0), key=lambda s: s.cell)
+    for cell, here in groupby(saes, key=lambda s: s.cell):
+        groups: dict[Hashable, list[SAE]] = {}
+        for s in here:
+            groups.setdefault(s.group, []).append(s)
+        sets = [c for g in groups.values() for c in product(*([s for s in g if s.arm == a] for a in arms))]
+
+        def distance(chosen: Sequence[SAE]) -> tuple[float, float, list[str]]:
+            logs = [math.log(s.l0 / target) for s in chosen]
+            return abs(sum(logs) / len(logs)), max(logs) - min(logs), [s.run for s in chosen]
+
+        near = [c for c in sets if distance(c)[0] <= math.log(WINDOW) and distance(c)[1] <= math.log(1 + tolerance)]
+        if near:
+            found[cell] = list(min(near, key=distance))
+        else:
+            problems.append(advice(cell, max(groups.values(), key=len), arms, target, tolerance))
+    return found, problems
+
+
+def read(path: Path, records: dict[str, SAE] | None = None) -> SAE:
+    """One file of collected latents (`gsae.study.collect`). Arm and L0 are its provenance's, else the run's on record.
+
+    Raises:
+        DataError: a damaged file.
+        StudyError: neither provenance nor a run on record gives arm or L0. Both name the file.
+    """
+    held = data.load(path)
+    origin = held["provenance"]
+    record = (records or {}).get(origin["run"])
+    arm = origin.get("arm") or origin.get("arch") or (record and record.arm)
+    l0 = origin.get("l0") or (record and record.l0)
+    if not arm or not l0:
+        raise StudyError(f"{path}: its provenance does not say {'l0' if arm else 'arm'}, and its run {origin['run']!r} "
+                         'is not on record: collect it with about={"arm": …, "l0": …}')  # fmt: skip
+    cell = (origin["lm"], origin["site"], origin["layer"])
+    return SAE(origin["run"] or Path(path).stem, arm, cell, float(l0), origin.get("lam") or (record and record.lam),
+               record and record.group, tuple(held["latents"]), str(path))  # fmt: skip
+
+
+def collected(paths: Iterable[Path], records: Iterable[SAE] = ()) -> list[SAE]:
+    """The SAEs of files of collected latents; a folder stands for all such files in it. Raises StudyError."""
+    files, known = [], {s.run: s for s in records}
+    for path in map(Path, paths):
+        inside = sorted(p for p in path.glob("*.json") if '"latents"' in p.read_text(encoding="utf-8"))
+        if path.is_dir() and not inside:
+            raise StudyError(f"{path} has no file of collected latents: make some with gsae.study.collect")
+        files += inside if path.is_dir() else [path]
+    saes = [read(file, known) for file in files]
+    own = {s.cell for s in saes if s.group is None}  # SAEs of one's own: whoever gives the files says what is compared
+    return [replace(s, group=None) if s.cell in own else s for s in saes]
+
+
+def draw(
+    cells: dict[Cell, list[SAE]], pairs: int, pages: int = 1, shared: int = 0, seed: int = 0
+) -> tuple[dict, dict[str, dict]]:
+    """Draw latents at random at every place, and deal them to pages, blinded.
+
+    Args:
+        pairs: pairs of each place on each page, rated on that page alone.
+        pages: one for each group of raters; the paper's raters each had their own latents.
+        shared: further pairs of each place, the same on every page: they give the agreement between raters.
+
+    Returns:
+        The key (item -> run, arm, site, layer, latent; never on the page) and item -> collected latent.
+
+    Raises:
+        StudyError: an SAE with fewer latents than asked for.
+    """
+    total, rows = shared + pages * pairs, []
+    for number, (cell, saes) in enumerate(sorted(cells.items())):
+        for place, sae in enumerate(saes):
+            alive = [latent for latent in sae.latents if latent["max"] > 0]  # the others show nothing to rate
+            if len(alive) < total:
+                raise StudyError(f"{sae.file or sae.run} has {len(alive)} latents that are ever on, {total} are asked "
+                                 "for: collect more, or ask for fewer pairs or pages")  # fmt: skip
+            chosen = random.Random(f"{seed} {cell} {place}").sample(alive, total)
+            for n, latent in enumerate(chosen):
+                page, slot = divmod(n - shared, pairs) if n >= shared else (-1, n - shared)
+                origin = dict(zip(("lm", "site", "layer"), cell, strict=True))
+                rows.append({"arm": sae.arm, "run": sae.run, **origin, "l0": sae.l0, "latent": latent["latent"],
+                             "pair": f"{number}-{n}", "replicate": n, "slot": slot + shared, "page": page + 1,
+                             "dashboard": latent})  # fmt: skip
+    rng = random.Random(f"{seed} order")
+    rng.shuffle(rows)  # before names are given, so that a name tells nothing
+    names = iter(dict.fromkeys(f"{rng.getrandbits(40):010x}" for _ in range(2 * len(rows))))
+    named = {next(names): row for row in rows}
+    shown = {name: row.pop("dashboard") for name, row in named.items()}
+    dealt = []
+    for page in range(1, pages + 1):
+        items = [name for name, row in named.items() if row["page"] in (0, page)]
+        rng.shuffle(items)
+        dealt.append({"page": page, "items": items})
+    digest = hashlib.sha256(json.dumps([named, shown, seed], sort_keys=True).encode()).hexdigest()[:10]
+    arms = [s.arm for s in next(iter(cells.values()))]
+    return {"schema": SCHEMA, "study": digest, "seed": seed, "arms": arms, "reference": arms[-1], "pages": dealt,
+            "items": named}, shown  # fmt: skip
