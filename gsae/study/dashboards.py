@@ -30,7 +30,7 @@ def visible(text: str) -> str:
     return escape("".join(shown))
 
 
-def snippet(example: dict, top: float) -> str:
+def snippet(example: dict, top: float | int) -> str:
     """One example as text, tokens shaded by their activation over `top`, the example's own token in a `<mark>`."""
     parts = []
     for i, (token, act) in enumerate(zip(example["tokens"], example["acts"], strict=True)):
@@ -43,7 +43,7 @@ def snippet(example: dict, top: float) -> str:
     return f'<span class="text" dir="ltr">{"".join(parts)}</span>'
 
 
-def examples(title: str, rows: list[dict], top: float, blind: bool) -> str:
+def examples(title: str, rows: list[dict], top: float | int, blind: bool) -> str:
     if not rows:
         return ""
     items = []
@@ -71,10 +71,10 @@ def histogram(hist: dict) -> str:
         for i, c in enumerate(counts)
         if c
     )
-    label = (
-        f"Histogram of {sum(counts):,} activations above 0, from 0 to {len(counts) * width:.3g}; square-root heights"
-    )
-    return f'<svg class="hist" viewBox="0 0 240 49" role="img" aria-label="{label}">{bars}</svg>'
+    label = f"Histogram of {sum(counts):,} activations above 0"
+    note = f"Activations above 0, from 0 to {len(counts) * width:.3g}; heights are square roots of counts"
+    svg = f'<svg viewBox="0 0 240 49" preserveAspectRatio="none" role="img" aria-label="{label}">{bars}</svg>'
+    return f'<figure class="hist">{svg}<figcaption>{note}</figcaption></figure>'
 
 
 def facts(latent: dict) -> str:

