@@ -19,7 +19,6 @@ from gsae import activations, checkpoints, corpus, evidence, experiments, metric
 from gsae import lm as language_models
 from gsae.assets import cache_dir
 from gsae.experiments import Run
-from gsae.saes import SAE
 from gsae.training import Plan, Stack, fit
 
 SEED_ORDER = 0  # of the store's permutation: a store is shared by runs of every seed
