@@ -124,7 +124,7 @@ def report(title: str, runs: Sequence[Run], name: str, gpu: GPU, gpus: int, util
         )
     every = [p for _, found in cut for p in found]
     disk = {k: v / 1e9 for k, v in plan.disk_bytes(runs).items()}
-    host = max(sizes.held_out_bytes(r) + plan.BASE for r in runs) / 1e9
+    host = plan.BASE / 1e9 + max(max(sizes.held_out_bytes(r), sizes.text_bytes(r)) for r in runs) / 1e9
     lines += [""] + [f"{lm:12} {used:9.1f} GPU-hours  $ {used * gpu.price:,.0f}" for lm, used in totals.items()]
     total = sum(totals.values())
     lines.append(f"{'all':12} {total:9.1f} GPU-hours  $ {total * gpu.price:,.0f}")

@@ -37,7 +37,7 @@ def disk_bytes(runs: Sequence[Run], cache: Path | None = None) -> dict[str, int]
         name = f"activations/{run.lm}/{run.site}-{run.layer}-{sizes.store_rows(run)}-*/rows.bf16"
         have = cache is not None and any(cache.glob(name))
         stores[name] = 0 if sizes.streams(run) or have else sizes.store_rows(run) * sizes.row_bytes(run)
-        text[run.lm, run.text, run.context] = 0 if run.text == "packaged" else 4 * run.tokens
+        text[run.lm, run.text, run.context] = sizes.text_bytes(run) // 2
     return {
         "stores": sum(stores.values()),
         "text": sum(text.values()),
@@ -81,7 +81,8 @@ def estimate(runs: Sequence[Run], speed: int | float, device: str = "cpu", cache
             work += sizes.harvest_flops(run)
         sites.add(place)
     on_gpu = max(b for b, _ in beside) if device == "cuda" else 0
-    host = BASE + max(held + (0 if device == "cuda" else b) for b, held in beside)
+    working = max(held + (0 if device == "cuda" else b) for b, held in beside)
+    host = BASE + max(working, *map(sizes.text_bytes, runs), 0)
     return Estimate(host, on_gpu, sum(disk_bytes(runs, cache).values()), work / speed)
 
 

@@ -183,6 +183,11 @@ def held_out_bytes(run: Run) -> int:
     return 2 * run.eval_tokens * width(run)
 
 
+def text_bytes(run: Run) -> int:
+    """Token ids of hub text, gathered in the host's memory, twice as they are joined, before they go to disk."""
+    return 0 if run.text == "packaged" else 8 * run.tokens
+
+
 def row_bytes(run: Run) -> int:
     return 2 * width(run)
 

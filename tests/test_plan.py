@@ -345,6 +345,13 @@ def test_an_estimate_adds_up(tmp_path):
     )  # fmt: skip
 
 
+def test_hub_text_is_gathered_in_memory_and_kept_on_disk():
+    run = replace(Run(), text="some/data", tokens=1_000_000_000, M=8)
+    assert plan.estimate([run], 1e10, "cuda").host == plan.BASE + 8_000_000_000
+    assert plan.disk_bytes([run, replace(run, lam=0.3)])["text"] == 4_000_000_000
+    assert plan.disk_bytes([Run()])["text"] == 0
+
+
 def test_a_long_run_streams_and_takes_no_store():
     long = replace(Run(), tokens=sizes.STREAM_ABOVE + 1)
     assert sizes.streams(long) and not sizes.streams(Run())
