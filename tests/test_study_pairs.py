@@ -1,0 +1,257 @@
+"""Which SAEs are compared: matched in L0, with the missing lambda named; latents drawn at random, blinded, dealt."""
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import study_data
+
+from gsae import evidence, experiments, metrics, stats
+from gsae.cli import main
+from gsae.study import pairs, ratings
+from gsae.study.data import DataError, validate
+from gsae.study.pairs import SAE, StudyError
+
+PLACE = ("lm-a", "mlp_out", 8)
+
+
+def sae(arm, l0, lam=None, cell=PLACE, group=None):
+    return SAE(f"{arm}-{l0}-{lam}", arm, cell, float(l0), lam, group)
+
+
+def test_the_made_up_files_are_valid(tmp_path):
+    assert validate(study_data.collected("r", dead=2)) == []
+
+
+# Matching.
+
+
+def test_the_pair_nearest_to_50_within_ten_percent():
+    saes = [sae("gated", 30), sae("baseline", 31), sae("gated", 44), sae("baseline", 55), sae("gated", 57),
+            sae("baseline", 60)]  # fmt: skip
+    found, problems = pairs.match(saes)
+    assert [s.l0 for s in found[PLACE]] == [57, 55] and [s.arm for s in found[PLACE]] == ["gated", "baseline"]
+    assert not problems
+
+
+@pytest.mark.parametrize("baseline,matched", [(54.9, True), (55.1, False), (45.5, True), (45.4, False)])
+def test_ten_percent_is_ten_percent(baseline, matched):
+    found, problems = pairs.match([sae("gated", 50.0), sae("baseline", baseline)])
+    assert bool(found) == matched == (not problems)
+
+
+def test_a_match_far_from_the_target_is_none():
+    assert not pairs.match([sae("gated", 90), sae("baseline", 91)])[0]
+    assert pairs.match([sae("gated", 90), sae("baseline", 91)], target=100.0)[0]
+
+
+def test_the_missing_baseline_is_named_with_its_lambda():
+    # L0 = 10 / lambda ** 2, so that interpolation in logarithms is exact.
+    baseline = [sae("baseline", 10 / lam**2, lam) for lam in (0.2, 0.4, 0.6, 0.8)]
+    gated = [sae("gated", 45.0, 0.3), sae("gated", 160.0, 0.1)]
+    found, (problem,) = pairs.match([*baseline, *gated])
+    assert not found
+    assert f"For L0 45.0, train baseline at lambda {math.sqrt(10 / 45):.3g} (interpolated)" in problem
+    assert "lm-a mlp_out layer 8" in problem and "gated 45.0" in problem and "baseline 62.5" in problem
+    lam = pairs.lam_at(baseline, 45.0)
+    assert pairs.match([*baseline, *gated, sae("baseline", 10 / lam**2, lam)])[0]  # the advice helps
+
+
+def test_where_no_gated_run_is_near_both_are_named():
+    saes = [sae(a, k / lam, lam) for a, k in (("gated", 10), ("baseline", 7)) for lam in (0.07, 0.1, 0.5)]
+    _, (problem,) = pairs.match(saes)
+    assert "For L0 50.0, train gated at lambda 0.2 (interpolated) and baseline at lambda 0.14 (interp" in problem
+
+
+def test_nothing_is_extrapolated():
+    _, (problem,) = pairs.match([sae("gated", 50, 0.1), sae("baseline", 20, 0.4), sae("baseline", 30, 0.2)])
+    assert "train baseline (outside of the lambdas trained, 0.2 to 0.4)" in problem
+    _, (problem,) = pairs.match([sae("gated", 50, 0.1)])
+    assert "no baseline at all" in problem and "no lambda is on record" in problem
+
+
+def test_seeds_and_settings_are_not_mixed():
+    saes = [sae("gated", 50, group="seed 0"), sae("baseline", 50, group="seed 1")]
+    assert not pairs.match(saes)[0]
+    assert pairs.match([*saes, sae("baseline", 52, group="seed 0")])[0][PLACE][1].l0 == 52
+
+
+def test_three_arms():
+    saes = [sae("gated", 52), sae("topk", 50), sae("topk", 47), sae("baseline", 48), sae("baseline", 55)]
+    found, _ = pairs.match(saes, ["gated", "topk", "baseline"])
+    assert [s.arm for s in found[PLACE]] == ["gated", "topk", "baseline"]
+    l0 = [s.l0 for s in found[PLACE]]
+    assert max(l0) / min(l0) <= 1.1
+
+
+def recorded(run, l0):
+    sums = {k: np.ones(128) for k in (*metrics.ACTIVATION_SUMS, *metrics.CE_SUMS)} | {"l0": np.full(128, l0)}
+    sums |= {"ce_zero": np.full(128, 3.0), "ce_mean": np.full(128, 3.0)}
+    evidence.write({
+        "schema": 1, "recipe": 1, "id": run.id, "experiment": "pilot", "scale": "smoke", "run": dataclasses.asdict(run),
+        "metrics": stats.ratios(sums) | {"dead_fraction": 0.0}, "sums": {k: v.tolist() for k, v in sums.items()},
+        "curve": {"columns": [], "rows": []}, "density": {"edges": [-1.0, 0.0], "counts": [1], "dead": 0},
+        "provenance": evidence.provenance("cpu", 1.0, *experiments.sources(run.lm, run.context)),
+    })  # fmt: skip
+
+
+@pytest.fixture
+def own_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("GSAE_EVIDENCE", str(tmp_path / "record"))
+
+
+def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
+    gated = experiments.Run(lam=0.1, M=2304)
+    baseline = experiments.wider(replace(gated, lam=0.2))
+    recorded(replace(gated, freeze="none"), 50)  # an ablation
+    recorded(replace(gated, seed=1), 50)
+    recorded(replace(baseline, M=2304), 50)  # as wide as the gated SAE
+    recorded(replace(baseline, lr=3e-4), 49)  # each architecture has its own learning rate
+    assert main(["study", "pairs", "--scale", "smoke"]) == 1 and "no gated and baseline" in capsys.readouterr().out
+    recorded(gated, 51)
+    assert main(["study", "pairs", "--scale", "smoke"]) == 0
+    told = capsys.readouterr().out
+    assert gated.id in told and "baseline" in told and "L0 49.0" in told
+    (chosen,) = pairs.match(pairs.recorded("smoke"))[0].values()
+    assert [s.run for s in chosen] == [gated.id, replace(baseline, lr=3e-4).id]
+
+
+def test_collected_files_take_arm_and_l0_from_the_record(own_record, tmp_path):
+    run = experiments.Run(lam=0.1)
+    recorded(run, 51)
+    path = study_data.write(tmp_path, run=run.id, arm=None, l0=None, site=run.site, lm=run.lm)
+    (found,) = pairs.collected([path], pairs.recorded("smoke"))
+    assert (found.arm, found.l0, found.lam, found.cell) == ("gated", 51, 0.1, ("smollm2", "mlp_out", 8))
+    with pytest.raises(StudyError, match=f"{path.name}.*does not say arm.*not on record"):
+        pairs.collected([path])
+
+
+def test_wrong_files_and_folders_are_named(tmp_path):
+    with pytest.raises(StudyError, match="has no file of collected latents"):
+        pairs.collected([tmp_path])
+    (tmp_path / "cut.json").write_text('{"latents": [')
+    with pytest.raises(DataError, match="cut.json"):
+        pairs.collected([tmp_path])
+
+
+# Drawing.
+
+
+@pytest.fixture
+def cells(tmp_path):
+    return pairs.match(pairs.collected(study_data.small(tmp_path, latents=24)))[0]
+
+
+def test_every_pair_has_one_latent_of_each_arm_from_one_place(cells):
+    key, data = pairs.draw(cells, pairs=5)
+    by_pair = {}
+    for item in key["items"].values():
+        by_pair.setdefault(item["pair"], []).append(item)
+    assert len(by_pair) == 10 and set(data) == set(key["items"])
+    for rows in by_pair.values():
+        assert {r["arm"] for r in rows} == {"gated", "baseline"}
+        assert len({(r["lm"], r["site"], r["layer"], r["replicate"], r["slot"]) for r in rows}) == 1
+    for name, item in key["items"].items():
+        assert data[name]["latent"] == item["latent"]
+    drawn = [(i["run"], i["latent"]) for i in key["items"].values()]
+    assert len(set(drawn)) == len(drawn)  # without replacement
+
+
+def test_the_same_seed_draws_the_same_study_and_another_another(cells):
+    assert pairs.draw(cells, 5, seed=3) == pairs.draw(cells, 5, seed=3)
+    one, two = pairs.draw(cells, 5, seed=3)[0], pairs.draw(cells, 5, seed=4)[0]
+    assert one["study"] != two["study"] and not set(one["items"]) & set(two["items"])
+
+
+def test_latents_are_drawn_evenly_and_dead_ones_never(tmp_path):
+    for arm in pairs.ARMS:
+        study_data.write(tmp_path, run=arm, arm=arm, latents=12, dead=4)
+    cells, _ = pairs.match(pairs.collected([tmp_path]))
+    counts = Counter()
+    for seed in range(300):
+        counts.update(v["latent"] for v in pairs.draw(cells, 2, seed=seed)[0]["items"].values() if v["arm"] == "gated")
+    assert set(counts) == {17 * i + 3 for i in range(4, 12)}
+    assert all(45 < n < 110 for n in counts.values())  # 75 expected
+    with pytest.raises(StudyError, match="8 latents that are ever on, 9 are asked for"):
+        pairs.draw(cells, 9)
+
+
+def test_names_and_order_tell_nothing_of_the_arm(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    one = pairs.match(pairs.collected(study_data.small(tmp_path / "a")))[0]
+    two = pairs.match(pairs.collected(study_data.small(tmp_path / "b", arms=("baseline", "gated"))))[0]
+    keys = [pairs.draw(c, 4)[0] for c in (one, two)]
+    # With the arms exchanged, the page has the same names in the same order.
+    assert keys[0]["pages"] == keys[1]["pages"]
+    assert all(len(name) == 10 and int(name, 16) >= 0 for name in keys[0]["items"])
+
+
+def test_an_arms_share_does_not_depend_on_the_place_on_the_page(cells):
+    first, neighbours = [], []
+    for seed in range(200):
+        key, _ = pairs.draw(cells, 3, seed=seed)
+        row = [key["items"][i] for i in key["pages"][0]["items"]]
+        first.append([r["arm"] == "gated" for r in row])
+        neighbours += [a["pair"] == b["pair"] for a, b in zip(row, row[1:], strict=False)]
+    assert np.abs(np.mean(first, 0) - 0.5).max() < 0.12
+    assert np.mean(neighbours) == pytest.approx(1 / 11, abs=0.03)
+
+
+def test_pages_have_latents_of_their_own_and_shared_ones(cells):
+    key, _ = pairs.draw(cells, pairs=3, pages=4, shared=2)
+    sets = [set(p["items"]) for p in key["pages"]]
+    assert [len(s) for s in sets] == [2 * 2 * 5] * 4  # places, arms, pairs
+    everywhere = set.intersection(*sets)
+    assert len(everywhere) == 2 * 2 * 2
+    assert all(sets[i] & sets[j] == everywhere for i in range(4) for j in range(i))
+    assert {key["items"][i]["page"] for i in everywhere} == {0}
+    for number, own in enumerate(sets, 1):
+        rows = [key["items"][i] for i in own]
+        assert {r["page"] for r in rows} == {0, number}
+        assert {r["slot"] for r in rows} == set(range(5))
+        for place in {r["site"] for r in rows}:  # each slot of a place once in each arm
+            assert sorted((r["slot"], r["arm"]) for r in rows if r["site"] == place) == sorted(
+                (s, a) for s in range(5) for a in pairs.ARMS
+            )
+    orders = [[i for i in p["items"] if i in everywhere] for p in key["pages"]]
+    assert len({tuple(o) for o in orders}) > 1
+
+
+# The command.
+
+
+def test_make_writes_pages_and_a_key_that_score_reads(own_record, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    study_data.small(data)
+    study_data.write(data, run="alone", arm="gated", site="mlp_out")
+    (data / "scores.json").write_text(json.dumps({"other": 1}))  # other files of the folder are left alone
+    assert main(["study", "make", str(data), "--out", str(out), "--pairs", "3", "--pages", "2", "--shared", "1"]) == 0
+    told = capsys.readouterr()
+    assert "left out: lm-a mlp_out layer 8: no gated and baseline SAE" in told.err
+    assert "14 pairs" in told.out and "16 latents a page" in told.out and "80 % power" in told.out
+    key = ratings.read_key(out / "key.json")
+    assert sorted(p.name for p in out.iterdir()) == ["key.json", "rate-1.html", "rate-2.html"]
+    assert len(key["items"]) == 28 and key["reference"] == "baseline"
+
+
+def test_the_key_of_another_study_is_not_replaced(own_record, tmp_path, capsys):
+    study_data.small(tmp_path)
+    command = ["study", "make", str(tmp_path), "--out", str(tmp_path / "out"), "--pairs", "2"]
+    assert main(command) == 0 and main(command) == 0
+    before = (tmp_path / "out" / "key.json").read_bytes()
+    assert main([*command, "--seed", "1"]) == 1
+    assert "is the key of study" in capsys.readouterr().err and (tmp_path / "out" / "key.json").read_bytes() == before
+    assert main([*command, "--seed", "1", "--force"]) == 0
+
+
+def test_make_without_a_matched_place_is_an_error(own_record, tmp_path, capsys):
+    study_data.write(tmp_path, run="alone", arm="gated")
+    assert main(["study", "make", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert "no place has collected latents" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main(["study", "make", str(tmp_path), "--pairs", "0"]) == 1
+    assert "at least one page" in capsys.readouterr().err
