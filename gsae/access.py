@@ -4,7 +4,7 @@ or what `hf auth login` kept; no call here or elsewhere overrides it."""
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import constants, errors, get_token
+from huggingface_hub import constants, errors, get_token, try_to_load_from_cache
 
 
 def split(name: str) -> tuple[str, str | None]:
@@ -13,6 +13,14 @@ def split(name: str) -> tuple[str, str | None]:
         return name, None
     name, _, revision = name.partition("@")
     return name, revision or None
+
+
+def commit(repo: str, revision: str | None = None) -> str | None:
+    """The commit of a model's copy in the hub's cache; None for what is not from the hub."""
+    if Path(repo).exists():
+        return None
+    path = try_to_load_from_cache(repo, "config.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

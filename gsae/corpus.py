@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, disable_progress_bars, load_dataset, load_from_disk
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from tqdm import tqdm
 
 from gsae import access, assets
@@ -131,11 +131,12 @@ def stream(tokenizer, dataset: str, context: int, n_blocks: int, split: str | tu
     where, revision = access.split(dataset)
     where, _, config = (where, "", "") if Path(where).exists() else where.partition(":")
     try:
+        source = where
         if constants.HF_HUB_OFFLINE and not Path(where).exists():  # `datasets` itself would not look into the cache
-            source = snapshot_download(where, repo_type="dataset", revision=revision)
-            splits = load_dataset(source, config or None, streaming=True)
-        else:
-            splits = load_dataset(where, config or None, revision=revision, streaming=True)
+            source, revision = snapshot_download(where, repo_type="dataset", revision=revision), None
+        elif not Path(where).exists():  # `datasets` drops the reason of a refusal: ask for it first
+            HfApi().auth_check(where, repo_type="dataset")
+        splits = load_dataset(source, config or None, revision=revision, streaming=True)
     except Exception as error:
         raise CorpusError(f"cannot read the data set {dataset!r}: {access.why(error, where, 'dataset')}") from error
     wanted = (split,) if isinstance(split, str) else split

@@ -33,8 +33,8 @@ def config(source: str, revision: str | None = None) -> TransformerBridgeConfig:
     )
 
 
-def boot(source: str, revision: str | None, words: PreTrainedTokenizerBase) -> tuple[TransformerBridge, str]:
-    """The model with its final weights, and the commit they are from. Raises OSError where they cannot be had."""
+def boot(source: str, revision: str | None, words: PreTrainedTokenizerBase) -> TransformerBridge:
+    """The model with its final weights. Raises OSError where they cannot be had."""
     folder = Path(snapshot_download(source, revision=revision, allow_patterns=["config.json", "*final.pth"]))
     if not (weights := sorted(folder.glob("*final.pth"))):
         raise FileNotFoundError(f"{source} holds no file *final.pth")
@@ -44,4 +44,4 @@ def boot(source: str, revision: str | None, words: PreTrainedTokenizerBase) -> t
     state = convert_tl_checkpoint(torch.load(weights[0], map_location="cpu", weights_only=True), cfg)
     state.setdefault("unembed.bias", torch.zeros(cfg.d_vocab))
     bridge.load_state_dict(state, strict=True)
-    return bridge, folder.name
+    return bridge

@@ -162,13 +162,15 @@ def load(name: str, device: str = "auto", dtype: torch.dtype | str | None = None
         with _remedy(name), _quiet():
             (source, revision), words = _source(name), tokenizer(name)
             if source.startswith(legacy.PREFIXES):
-                bridge, commit = legacy.boot(source, revision, words)
+                bridge = legacy.boot(source, revision, words)
             else:
-                model = AutoModelForCausalLM.from_pretrained(source, revision=revision or "main", dtype=dtype)
-                commit, model = getattr(model.config, "_commit_hash", None), model.to(device)
+                model = AutoModelForCausalLM.from_pretrained(source, revision=revision or "main", dtype=dtype).to(
+                    device
+                )
                 bridge = TransformerBridge.boot_transformers(
                     source, hf_model=model, tokenizer=words, device=device, dtype=dtype
                 )
+        commit = access.commit(source, revision)
     weight = next(bridge.parameters())
     if (weight.device, weight.dtype) != (torch.empty(0, device=device).device, dtype):
         bridge.to(device, dtype, print_details=False)  # takes seconds even where there is nothing to do
