@@ -246,11 +246,11 @@ def test_going_on_in_another_browser(study, opened, tmp_path):
     other = opened(study[2][0])
     enter(other)
     other.set_input_files("#import", path)
-    other.wait_for_function("document.querySelector('#count').textContent.startsWith('3 of')")
+    other.locator("#count", has_text="3 of").wait_for()
     assert [r["rating"] for r in json.loads(export(other, tmp_path).read_text())["ratings"]] == ["No", "Maybe", "Yes"]
     (tmp_path / "x.json").write_text('{"study": "another"}')
     other.set_input_files("#import", tmp_path / "x.json")
-    other.wait_for_function("document.querySelector('#status').textContent.includes('not a file of this page')")
+    other.locator("#status", has_text="not a file of this page").wait_for()
 
 
 def test_a_browser_that_keeps_nothing_is_told(study, browser):
