@@ -351,7 +351,9 @@ def test_a_page_is_self_contained_and_holds_its_data_safely(file):
     html = file.read_text("utf-8")
     assert html.count("<script") == html.count("</script") == 2 and "@@CSS" not in html
     assert not re.search(r"(?i)<link[^>]+href=\"(?!data:)|\ssrc=|url\(|@import", html.split('id="data"')[0])
-    held = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S)[1])
+    inside = re.search(r'id="data">(.*?)</script>', html, re.S)[1]
+    assert not set(inside) & set("<>&")  # nothing in it can end the element, whatever the text
+    held = json.loads(inside)
     assert [row["latent"] for row in held] == [4, 28, 0, 11, 7]
     assert held[-1]["html"] == dashboards.fragment(hostile(), style=False)
     assert "&lt;/title&gt;" in html
