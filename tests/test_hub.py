@@ -217,8 +217,6 @@ def test_chapter_04_runs_over_the_network_with_the_token_in_every_request(served
     asked = " ".join(path for path, _ in served.seen)
     assert all(repo in asked for repo in repositories if repo != "google/gemma-7b")
     assert [seen for seen in served.seen if seen[1] != f"Bearer {TOKEN}"] == []
-    blobs = [path for path, _ in served.seen if re.search(r"/resolve/.*validation\.jsonl", path)]
-    assert len(blobs) <= 4  # the text is kept: not read again for every site and metric
 
 
 def test_a_revision_is_part_of_the_name_or_pinned(offline, repositories, monkeypatch):
@@ -261,6 +259,16 @@ def test_text_is_chosen_by_config_and_split(offline, repositories):
         first("some/dataset", ("test", "dev"))
     with pytest.raises(corpus.CorpusError, match="'other' not found. Available: .*short"):
         first("some/dataset:other", "train")
+
+
+def test_text_is_read_once_for_a_language_model_and_size(machine, repositories, monkeypatch):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(repositories["someone/words"])
+    folder, reads, stream = str(repositories["datasets/some/dataset"]), [], corpus.stream
+    monkeypatch.setattr(corpus, "stream", lambda *args: reads.append(args[3]) or stream(*args))
+    for name, count in (("a", 3), ("a", 3), ("b", 3), ("a", 5), ("a", 3)):
+        blocks = corpus.hub_blocks(tokenizer, folder, 8, count, name=name)
+        assert blocks["tokens"][:].shape == (count, 8)
+    assert reads == [3, 3, 5]
 
 
 # Refusals: each says which of them it is, and what to do.
