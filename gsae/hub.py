@@ -42,7 +42,7 @@ def card(record: dict, repo: str, licence: str = "mit") -> str:
     spec = lm.NAMES.get(run["lm"])
     base = SOURCES.get(run["lm"]) or (spec.source if spec else access.split(run["lm"])[0])
     data = ModelCardData(
-        license=licence, library_name="gsae", tags=["sparse-autoencoder", f"{run['arch']}-sae", PAPER.lower()],
+        license=licence, library_name="gsae", tags=["sparse-autoencoder", f"{run['arch']}-sae", PAPER.lower().removesuffix("v2")],
         base_model=base or None, datasets=None if run["text"] == "packaged" else [run["text"].split("@")[0]],
     )  # fmt: skip
     bounds = stats.intervals(pd.DataFrame({"sums": [record["sums"]]}), list(METRICS)).iloc[0]

@@ -392,7 +392,7 @@ def test_the_card_has_the_numbers_of_the_record_and_runs_as_written(trained, tmp
     card = (folder / "README.md").read_text()
     header = card.split("---\n")[1]
     assert "license: cc-by-4.0" in header and "base_model: EleutherAI/pythia-2.8b" in header
-    assert "- some/dataset" in header and "library_name: gsae" in header and "arxiv:2404.16014v2" in header
+    assert "- some/dataset" in header and "library_name: gsae" in header and "- arxiv:2404.16014\n" in header
     for key in ("l0", "loss_recovered", "delta_ce", "gamma", "fvu"):
         line = next(line for line in card.splitlines() if line.startswith(f"| {hub.METRICS[key]}"))
         value, interval = line.split("|")[2:4]
