@@ -39,12 +39,11 @@ def card(record: dict, repo: str, licence: str = "mit") -> str:
     from gsae import lm  # slow to load
 
     run, where, metrics = record["run"], record["provenance"], record["metrics"]
-    spec = lm.NAMES.get(run["lm"])
-    base = SOURCES.get(run["lm"]) or (spec.source if spec else access.split(run["lm"])[0])
-    data = ModelCardData(
-        license=licence, library_name="gsae", tags=["sparse-autoencoder", f"{run['arch']}-sae", PAPER.lower().removesuffix("v2")],
-        base_model=base or None, datasets=None if run["text"] == "packaged" else [run["text"].split("@")[0]],
-    )  # fmt: skip
+    name = access.split(run["lm"])[0]
+    base = SOURCES.get(name) or (lm.NAMES[name].source if name in lm.NAMES else name)
+    tags = ["sparse-autoencoder", f"{run['arch']}-sae", PAPER.lower().removesuffix("v2")]
+    texts = None if run["text"] == "packaged" else [access.split(run["text"])[0].split(":")[0]]
+    data = ModelCardData(license=licence, library_name="gsae", tags=tags, base_model=base or None, datasets=texts)
     bounds = stats.intervals(pd.DataFrame({"sums": [record["sums"]]}), list(METRICS)).iloc[0]
     rows = []
     for key, label in METRICS.items():
