@@ -189,6 +189,7 @@ def test_what_was_written_survives_closing_the_page(study, opened, tmp_path):
     tab = opened(study[2][0])
     enter(tab)
     tab.fill("#explanation", "half a thought")
+    assert "half a thought" in tab.evaluate("Object.values(localStorage).join()")  # at once: a crash loses nothing
     tab.goto("about:blank")
     tab.goto(study[2][0].as_uri())
     assert tab.input_value("#explanation") == "half a thought"
@@ -220,6 +221,19 @@ def test_keys_can_be_switched_off_and_spare_shortcuts_of_the_browser(study, open
     tab.focus("#place")
     tab.keyboard.press("1")
     assert "0 of 12" in tab.text_content("#count")
+
+
+def test_two_tabs_of_one_rater_keep_both_ratings(study, opened, tmp_path):
+    tab = opened(study[2][0])
+    enter(tab)
+    other = tab.context.new_page()
+    other.goto(study[2][0].as_uri())
+    tab.keyboard.press("3")
+    other.locator("#count", has_text="1 of 12").wait_for()
+    other.click("#unrated")
+    other.keyboard.press("1")
+    tab.locator("#count", has_text="2 of 12").wait_for()
+    assert sorted(r["rating"] for r in json.loads(export(tab, tmp_path).read_text())["ratings"]) == ["No", "Yes"]
 
 
 def test_two_raters_of_one_browser_do_not_mix(study, opened, tmp_path):

@@ -183,7 +183,6 @@ def draw(
                              "pair": f"{number}-{n}", "replicate": n, "slot": slot + shared, "page": page + 1,
                              "dashboard": latent})  # fmt: skip
     rng = random.Random(f"{seed} order")
-    rng.shuffle(rows)  # before names are given, so that a name tells nothing
     names = iter(dict.fromkeys(f"{rng.getrandbits(40):010x}" for _ in range(2 * len(rows))))
     named = {next(names): row for row in rows}
     shown = {name: row.pop("dashboard") for name, row in named.items()}
