@@ -62,7 +62,9 @@ def test_the_papers_interval_implies_a_standard_deviation_of_about_one():
 def test_the_papers_p_follows_from_its_interval():
     sd = statistics.implied_sd(*statistics.PAPER_BOUNDS, statistics.PAPER_PAIRS)
     z = statistics.PAPER_EFFECT / (sd / np.sqrt(statistics.PAPER_PAIRS))
-    assert stats.norm.sf(z) == pytest.approx(0.060, abs=0.012)  # the paper's is of the ranks, this one of the mean
+    assert stats.norm.sf(z) == pytest.approx(
+        statistics.PAPER_P, abs=0.012
+    )  # the paper's is of the ranks, this one of the mean
 
 
 def test_labels_like_the_papers_reproduce_its_row(tmp_path):
@@ -400,6 +402,9 @@ def test_score_prints_a_table_and_writes_json(tmp_path, capsys):
     assert record["comparisons"][0]["effects_on_differences"]["model"]["p"] is None  # NaN is not json
     table = record["comparisons"][0]["contingency"]["all"]
     assert sum(map(sum, table)) == 9 * 14  # nine shared pairs, rated twice
+    assert (
+        "The paper, 171 pairs: +0.13 [+0.00, +0.26], p 0.060" in told and told.count("Ratings, ") == 4
+    )  # all, 3 sites
     assert "Krippendorff" in told and record["agreement"]["items"] == 18
 
 

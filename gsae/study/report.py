@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gsae.study.statistics import SCALE
+from gsae.study.statistics import PAPER_BOUNDS, PAPER_EFFECT, PAPER_P, PAPER_PAIRS, SCALE
 
 
 def number(value: float | None, form: str = ".2f") -> str:
@@ -59,17 +59,21 @@ def text(found: Mapping) -> str:
         arm, reference = c["arm"], c["reference"]
         lines += ["", f"== {arm} minus {reference}, labels No 0, Maybe 1, Yes 2 =="]
         rows = [["", "pairs", arm, reference, "difference", f"{found['level']:.0%} BCa", "p", "verdict"]]
+        tested = [name for name, r in c["contrasts"].items() if r["p"] == r["p"]]  # the finer ones are in the json
         for name, r in c["contrasts"].items():
             means = number(r["mean_arm"]), number(r["mean_reference"]), number(r["difference"], "+.2f")
-            rows.append(
-                [name, str(r["pairs"]), *means, bounds(r["interval"], "+"), number(r["p"], ".3f"), r["non_inferiority"]]
-            )
+            word = r["non_inferiority"] if name in tested else ""
+            rows.append([name, str(r["pairs"]), *means, bounds(r["interval"], "+"), number(r["p"], ".3f"), word])
         lines += table(rows)
         lines += ["p: one-sided Wilcoxon-Pratt, for all data, models and sites.",
                   "Unit: the pair; several raters of one pair are averaged.",
                   f"Verdict: the interval against the margin {found['margin']}, fixed beforehand."]  # fmt: skip
-        for name, square in c["contingency"].items():
-            lines += ["", f"Ratings, {name}:", *counts(square, arm, reference)]
+        if (arm, reference) == ("gated", "baseline"):
+            lines.append(
+                f"The paper, {PAPER_PAIRS} pairs: {PAPER_EFFECT:+.2f} {bounds(PAPER_BOUNDS, '+')}, p {PAPER_P:.3f}"
+            )
+        for name in tested:
+            lines += ["", f"Ratings, {name}:", *counts(c["contingency"][name], arm, reference)]
         lines += [
             "",
             "Effects on the differences (p not corrected for their number):",
