@@ -126,6 +126,8 @@ def test_collected_files_take_arm_and_l0_from_the_record(own_record, tmp_path):
     path = study_data.write(tmp_path, run=run.id, arm=None, l0=None, site=run.site, lm=run.lm)
     (found,) = pairs.collected([path], pairs.recorded("smoke"))
     assert (found.arm, found.l0, found.lam, found.cell) == ("gated", 51, 0.1, ("smollm2", "mlp_out", 8))
+    study_data.write(tmp_path, run="own", arm="baseline", l0=52, site=run.site, lm=run.lm)
+    assert main(["study", "make", str(tmp_path), "--out", str(tmp_path / "out"), "--pairs", "2"]) == 0
     with pytest.raises(StudyError, match=f"{path.name}.*does not say arm.*not on record"):
         pairs.collected([path])
 

@@ -63,13 +63,15 @@ def pairs_on_record(args: argparse.Namespace, scale: str) -> int:
     return 0 if found and not problems else 1
 
 
-def make(args: argparse.Namespace, scale: str) -> int:
+def make(args: argparse.Namespace) -> int:
     from gsae import evidence
     from gsae.study import page, pairs, statistics
 
     if args.pairs < 0 or args.pages < 1 or args.shared < 0 or args.pairs + args.shared < 1 or len(args.arms) < 2:
         raise pairs.StudyError("a study needs at least one page, one pair (--pairs or --shared) and two --arms")
-    saes = pairs.collected(args.data or [evidence.CHECKOUT / "book" / "study"], pairs.recorded(scale, args.experiment))
+    scales = [args.scale] if args.scale else experiments.SCALES  # ids are unique: the files say which runs are meant
+    known = [sae for scale in scales for sae in pairs.recorded(scale, args.experiment)]
+    saes = pairs.collected(args.data or [evidence.CHECKOUT / "book" / "study"], known)
     cells, problems = pairs.match(saes, args.arms, args.l0, args.tolerance)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
@@ -117,4 +119,4 @@ def main(args: argparse.Namespace) -> int:
     """Run one action; returns the exit code."""
     if args.action == "score":
         return score(args)
-    return {"pairs": pairs_on_record, "make": make}[args.action](args, experiments.scale(args.scale))
+    return make(args) if args.action == "make" else pairs_on_record(args, experiments.scale(args.scale))
