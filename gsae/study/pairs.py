@@ -144,9 +144,9 @@ def collected(paths: Iterable[Path], records: Iterable[SAE] = ()) -> list[SAE]:
     files, known = [], {s.run: s for s in records}
     for path in map(Path, paths):
         inside = sorted(p for p in path.glob("*.json") if '"latents"' in p.read_text(encoding="utf-8"))
-        if path.is_dir() and not inside:
+        if not path.is_file() and not inside:
             raise StudyError(f"{path} has no file of collected latents: make some with gsae.study.collect")
-        files += inside if path.is_dir() else [path]
+        files += [path] if path.is_file() else inside
     saes = [read(file, known) for file in files]
     own = {s.cell for s in saes if s.group is None}  # SAEs of one's own: whoever gives the files says what is compared
     return [replace(s, group=None) if s.cell in own else s for s in saes]
