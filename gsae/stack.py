@@ -1,8 +1,6 @@
 """A stack of SAEs in training: its plan and schedules, Adam, resampling, and its state on disk."""
 
 import math
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,12 +12,12 @@ from torch import Tensor
 
 from gsae import checkpoints
 from gsae.closed import closed_form
+from gsae.optim import adam, adam_rows, compiled, compiler
 from gsae.saes import ARCHITECTURES, SAE
 
 Batches = Callable[
     [int], Tensor
 ]  # step -> (batch, n) float32, scaled: a pure function, so that any step can be read again
-BETA2, EPS = 0.999, 1e-8  # Adam's beta1 is 0 (D.1.1): its first moment is the gradient
 CURVE = ("step", "tokens", "lam", "lr", "reconstruction", "sparsity", "auxiliary", "l0", "dead")
 
 
@@ -101,35 +99,13 @@ class _Losses(torch.nn.Module):
         return self.sae.losses(x, lam, return_stats=True)
 
 
-@torch.no_grad()
-def adam(w: Tensor, g: Tensor, v: Tensor, age: Tensor, lr: Tensor) -> None:
-    """Adam with beta1 = 0 in place; `age` counts each entry's own steps, so that a reset state is a fresh one."""
-    v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
-    w.sub_(lr * g / ((v / (1 - BETA2**age)).sqrt() + EPS))
-
-
-@torch.no_grad()
-def adam_rows(update: Callable, w: Tensor, g: Tensor, v: Tensor, age: Tensor, lr: Tensor) -> None:
-    """The dictionary's step: take out the gradient along each unit row, step, **then** make the rows unit again."""
-    g = torch.addcmul(g, w, (g * w).sum(-1, keepdim=True), value=-1)
-    update(w, g, v, age, lr)
-    w.div_(w.norm(dim=-1, keepdim=True))
-
-
-def compiler() -> bool:
-    """Whether `torch.compile` can work here; GSAE_COMPILE=0 turns it off."""
-    has = torch.cuda.is_available() or any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
-    return os.environ.get("GSAE_COMPILE", "1") != "0" and bool(has)
-
-
 @cache
-def kernels(arch: str, switches: tuple, n: int, M: int, fast: bool) -> tuple[Callable, Callable]:
-    """Gradient and update functions: closed form and compiled where both apply."""
-    fuse = (lambda f: torch.compile(f, dynamic=False)) if fast else (lambda f: f)
-    template = ARCHITECTURES[arch](n, M, **dict(switches))
-    default = template.config() == ARCHITECTURES[arch](n, M).config()
-    closed = closed_form(arch, fuse) if default else None
-    return closed or autograd_form(template), fuse(adam)
+def gradient_form(arch: str, switches: tuple, n: int, M: int, fast: bool) -> Callable:
+    """The function of (parameters, x, lambda, dtype) that gives gradients, terms and statistics: the closed form where
+    there is one for these switches, else autograd's. Element-wise parts are compiled where `fast`.
+    """
+    closed = closed_form(arch, compiled if fast else lambda f: f, **dict(switches))
+    return closed or autograd_form(ARCHITECTURES[arch](n, M, **dict(switches)))
 
 
 class Stack:
@@ -154,7 +130,8 @@ class Stack:
     def train_step(self, x: Float[Tensor, "b n"]) -> dict[str, Tensor]:
         """One step of every SAE on the same batch; returns terms and `l0`, each `(K,)`."""
         plan, dtype = self.plan, getattr(torch, self.plan.dtype)
-        gradients, update = kernels(plan.arch, plan.switches, plan.n, plan.M, self.fast)
+        gradients = gradient_form(plan.arch, plan.switches, plan.n, plan.M, self.fast)
+        fuse = compiled if self.fast else lambda f: f
         share, lr = plan.lam_share(self.step), torch.tensor(plan.lr_at(self.step), device=plan.device)
         age = torch.tensor(float(self.step + 1), device=plan.device)
         self.age += 1
@@ -165,9 +142,9 @@ class Stack:
             for name, g in grads.items():
                 own = self.age[k] if name != "b_dec" else age
                 if name == "W_dec":
-                    adam_rows(update, w[name], g, self.v[name][k], own[:, None], lr)
+                    adam_rows(fuse, w[name], g, self.v[name][k], own[:, None], lr)
                 else:
-                    update(w[name], g, self.v[name][k], own, lr)
+                    fuse(adam)(w[name], g, self.v[name][k], own, lr)
             self.silent[k] = torch.where(stats["fired"], 0, self.silent[k] + 1)
             rows.append({**terms, "l0": stats["l0"]})
         self.step += 1

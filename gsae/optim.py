@@ -1,0 +1,44 @@
+"""Adam with beta1 = 0 for a stack, its step on the unit sphere, and `torch.compile` where it can work."""
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+BETA2, EPS = 0.999, 1e-8  # beta1 is 0 (D.1.1): Adam's first moment is the gradient
+
+
+@torch.no_grad()
+def adam(w: Tensor, g: Tensor, v: Tensor, age: Tensor, lr: Tensor) -> None:
+    """Adam with beta1 = 0 in place; `age` counts each entry's own steps, so that a reset state is a fresh one."""
+    g = g.float()
+    v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
+    w.sub_(lr * g / ((v / (1 - BETA2**age)).sqrt() + EPS))
+
+
+def along_sphere(g: Tensor, w: Tensor) -> Tensor:
+    """The gradient without its part along each unit row."""
+    g = g.float()
+    return g - w * (g * w).sum(-1, keepdim=True)
+
+
+@torch.no_grad()
+def adam_rows(fuse: Callable, w: Tensor, g: Tensor, v: Tensor, age: Tensor, lr: Tensor) -> None:
+    """The dictionary's step: take out the gradient along each unit row, step, **then** make the rows unit again."""
+    fuse(adam)(w, fuse(along_sphere)(g, w), v, age, lr)
+    w.div_(w.norm(dim=-1, keepdim=True))
+
+
+def compiler() -> bool:
+    """Whether `torch.compile` can work here; GSAE_COMPILE=0 turns it off."""
+    has = torch.cuda.is_available() or any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
+    return os.environ.get("GSAE_COMPILE", "1") != "0" and bool(has)
+
+
+@cache
+def compiled(function: Callable) -> Callable:
+    torch._dynamo.config.recompile_limit = 1000  # each site has shapes of its own; past the limit it would run eagerly
+    return torch.compile(function, dynamic=False)
