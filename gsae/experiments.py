@@ -124,17 +124,20 @@ def scale(name: str | None = None) -> str:
     return name
 
 
-# Settings of each scale; the paper's models are in issue order of its tables.
+# Settings of each scale. At cpu a run has a million tokens so far (D4); more are a matter of time, not of code.
 SETTINGS: dict[str, dict] = {
     "smoke": dict(tokens=30_208, batch=512, M=256, resample=(), eval_tokens=10_000, ce_tokens=4_096),
     "cpu": dict(tokens=1_024_000, batch=2048, M=2304, eval_tokens=200_000, ce_tokens=32_768),
-    "gpu": dict(lm="gelu-1l", site="mlp_neurons", layer=0, tokens=50_003_968, batch=4096, M=16_384, lr=3e-4,
-                resample=(0.1, 0.2, 0.3, 0.4), eval_tokens=1_000_000, ce_tokens=1_000_000),
-    "paper": dict(lm="gelu-1l", site="mlp_neurons", layer=0, tokens=300_000 * 4096, batch=4096, M=131_072, lr=3e-4,
-                  lam_warmup=0.0, lr_decay=0.0, resample=(1 / 12, 2 / 12, 3 / 12, 4 / 12),
-                  eval_tokens=1_048_576, ce_tokens=1_048_576),
+    "gpu": dict(lm="gelu-1l", site="mlp_neurons", layer=0, text="monology/pile-uncopyrighted", tokens=20_000_768,
+                batch=4096, M=4096, lr=1e-3, resample=(0.1, 0.2, 0.3, 0.4), eval_tokens=1_000_000,
+                ce_tokens=1_000_000),
+    "paper": dict(lm="gelu-1l", site="mlp_neurons", layer=0, text="monology/pile-uncopyrighted",
+                  tokens=300_000 * 4096, batch=4096, M=131_072, lr=3e-4, lam_warmup=0.0, lr_decay=0.0,
+                  resample=(1 / 12, 2 / 12, 3 / 12, 4 / 12), eval_tokens=2**20, ce_tokens=2**20),
 }  # fmt: skip
+MINI = dict(lm="gelu-1l-mini", site="mlp_neurons", layer=0, M=2048, ce_tokens=65_536)  # at cpu, in place of GELU-1L
 PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
+SMOKE_LAMBDAS = [0.1, 0.4]
 
 
 def wider(run: Run) -> Run:
@@ -149,19 +152,78 @@ def both(runs: Sequence[Run]) -> list[Run]:
     return [*runs, *map(wider, runs)]
 
 
+def base(scale: str) -> Run:
+    """The gated run of a scale that its sweeps vary; at smoke and cpu MLP neurons of the one-layer model."""
+    if scale == "smoke":
+        return Run(**SETTINGS[scale] | {k: MINI[k] for k in ("lm", "site", "layer")})
+    return Run(**SETTINGS[scale] | (MINI if scale == "cpu" else {}))
+
+
 def pilot(scale: str) -> list[Run]:
-    """Eight lambdas an architecture on one site (two at smoke): from these the grids of the other sweeps are chosen."""
-    base = Run(**SETTINGS[scale])
-    lams = [0.1, 0.4] if scale == "smoke" else PILOT_LAMBDAS
-    return both(grid(base, lam=lams))
+    """Eight lambdas an architecture and site (two at smoke): from these the grids of the other sweeps are chosen."""
+    deep = both(grid(Run(**SETTINGS[scale]), lam=SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS))
+    return deep + both(grid(replace(base(scale), tokens=512_000), lam=PILOT_LAMBDAS)) if scale == "cpu" else deep
+
+
+def neurons(scale: str) -> list[Run]:
+    """Figs 5, 6: MLP neurons of a one-layer model, gated and baseline."""
+    return both(grid(base(scale), lam=LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])))
 
 
 def pareto(scale: str) -> list[Run]:
-    """Figs 1, 5, 12, 13: L0 against loss recovered, gated and baseline."""
-    return pilot(scale)
+    """Figs 1, 5, 12, 13: L0 against loss recovered, gated and baseline, at every site there is."""
+    if scale == "paper":
+        from gsae import paper_scale
+
+        return paper_scale.runs("pareto")
+    return (
+        neurons(scale) + [r for r in pilot(scale) if r.lm == "smollm2"] if scale in ("smoke", "cpu") else neurons(scale)
+    )
 
 
-EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {"pilot": pilot, "pareto": pareto}
+def rates(scale: str) -> list[Run]:
+    """Learning rates at two lambdas, both architectures, so that neither arm is handicapped; no verdict rests on it."""
+    lams = LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])
+    return both(grid(base(scale), lr=[3e-4, 7.5e-4, 1e-3], lam=lams[1::2][:2] if scale != "smoke" else lams[:1]))
+
+
+def ablations(scale: str) -> list[Run]:
+    """Fig. 8 and further arms, by the side of the gated and baseline runs of `neurons`."""
+    run, lams = base(scale), LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])
+    main, few = (lams, lams[:1]) if scale == "smoke" else (lams[:4], lams[1:3])
+    found = neurons(scale)
+    for switches in ({"freeze": "none"}, {"tie": "shared"}, {"tie": "none"}):
+        found += grid(replace(run, **switches), lam=main)
+    for switches in ({"auxiliary": False}, {"step": False}, {"freeze": "W_dec"}, {"centre_grad": False},
+                     {"magnitude_l1": True}):  # fmt: skip
+        found += grid(replace(run, **switches), lam=few)
+    return found
+
+
+def same_width(scale: str) -> list[Run]:
+    """Fig. 9: baselines of the gated SAE's own width, whose shrinkage is then repaired (`gsae.controls`)."""
+    lams = LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])
+    return [replace(wider(r), M=r.M) for r in grid(base(scale), lam=lams[:4])]
+
+
+def resampling(scale: str) -> list[Run]:
+    """Appendix D: both arms without resampling, at one lambda of `neurons`."""
+    lams = LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])
+    return both([replace(base(scale), lam=lams[len(lams) // 2], resample=())])
+
+
+# Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
+LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS}
+
+EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
+    "pilot": pilot,
+    "neurons": neurons,
+    "pareto": pareto,
+    "rates": rates,
+    "ablations": ablations,
+    "same_width": same_width,
+    "resampling": resampling,
+}
 
 
 def runs(name: str, at: str | None = None) -> list[Run]:

@@ -23,7 +23,7 @@ CONFIG = dict(
     d_model=128, d_head=32, n_heads=4, n_layers=1, n_ctx=128, d_vocab=4096, d_mlp=512,
     act_fn="gelu", normalization_type="LN",
 )  # fmt: skip
-BATCH, LR, TOKENS = 64, 2e-3, 8_000_000
+BATCH, LR, TOKENS = 64, 2e-3, 10_000_000
 
 
 def train_tokenizer(path: Path, documents: int = 4000) -> PreTrainedTokenizerFast:
@@ -73,7 +73,7 @@ def held_out(model: TransformerBridge, blocks: Tensor) -> dict[str, float]:
 
 
 def train(out: Path | None = None, tokens: int = TOKENS, seed: int = 0, resume: bool = True) -> Path:
-    """Train the model, some 7 minutes on two cores, and write weights, tokenizer and training record to `out`.
+    """Train the model, some ten minutes on two cores, and write weights, tokenizer and training record to `out`.
 
     A stopped run goes on from its last checkpoint. Returns the folder.
     """
