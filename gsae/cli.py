@@ -81,7 +81,7 @@ def fetch(with_corpus: bool) -> None:
     assets.fetch_all()
     assets.smollm2()
     if with_corpus:
-        for name in ("smollm2",):
+        for name in ("smollm2", "gelu-1l-mini"):
             for split in ("train", "eval"):
                 blocks = corpus.blocks(lm.tokenizer(name), split, name=name)
                 print(f"{name} {split}: {len(blocks):,} blocks of 128 tokens, hash {corpus.token_hash(blocks)}")
