@@ -212,6 +212,13 @@ def resampling(scale: str) -> list[Run]:
     return both([replace(base(scale), lam=lams[len(lams) // 2], resample=())])
 
 
+def study(scale: str) -> list[Run]:
+    """Section 4.3: SAEs whose latents are compared; at cpu one an arm, both of L0 about 50 (`gsae study pairs`)."""
+    if scale == "cpu":
+        return [replace(Run(**SETTINGS[scale]), lam=0.141), replace(wider(Run(**SETTINGS[scale])), lam=0.116)]
+    return pilot(scale)[::2] if scale == "smoke" else neurons(scale)
+
+
 # Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
 LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS}
 
@@ -223,6 +230,7 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "ablations": ablations,
     "same_width": same_width,
     "resampling": resampling,
+    "study": study,
 }
 
 
