@@ -10,7 +10,9 @@ from gsae import PAPER, __version__, experiments, gpus
 from gsae.study import cli as study
 
 RESULTS = ("controls", "ito", "known")  # of finished runs; the last of no language model at all
-COLUMNS = "arch lam seed control increase s data_l0 noise l0 loss_recovered delta_ce gamma fvu dead_fraction slope cosine status"
+COLUMNS = (
+    "arch lam seed control increase s data_l0 noise l0 loss_recovered delta_ce gamma fvu dead_fraction slope status"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,7 +96,7 @@ def fetch(with_corpus: bool) -> None:
     print(f"everything is in {assets.cache_dir()}")
 
 
-def run(name: str, at: str, force: bool) -> "pd.DataFrame":
+def run(name: str, at: str, force: bool):
     """Runs, or results computed from them, trained or computed where they are missing."""
     if name not in RESULTS:
         from gsae import runner

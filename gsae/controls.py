@@ -1,5 +1,7 @@
 """Controls computed from finished runs: rescale & shift, pruning, and inference-time optimisation, as result files."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -9,29 +11,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gsae import checkpoints, evidence, experiments, ito, metrics, results, stats
+from gsae import aftermath, checkpoints, evidence, experiments, ito, metrics, results, runner, stats
+from gsae import lm as language_models
+from gsae.aftermath import CONTROLS, INCREASES, ITO, PURSUITS, plan, pursuit
 from gsae.posthoc import Pruned, pruning_threshold, rescale_shift
 from gsae.runner import Site
 from gsae.saes import SAE
 
-INCREASES = (0.01, 0.05)  # of the mean squared error that pruning may cost, on training data
-PURSUITS = (10, 30, 100)  # Fig. 10's numbers of latents at test time
-CONTROLS, ITO = "controls", "ito"  # the experiments' names
 THRESHOLD_BATCHES = 4  # of the run's own training stream, that a pruning threshold is chosen on
-
-
-def settings(run_id: str, control: str, increase: float = 0.0, steps: int = 0) -> dict:
-    """What names a control: `increase` is 0 without pruning, `steps` 0 without training."""
-    return {"run": run_id, "control": control, "increase": increase, "steps": steps}
-
-
-def plan(row, increases: Sequence[float] = INCREASES, steps: int = 500) -> list[dict]:
-    """The controls of one finished run: pruning for both arms; for baselines also rescale & shift, with and without."""
-    pruned = [settings(row.id, "pruned", increase) for increase in increases]
-    if row.arch != "baseline":
-        return pruned
-    both = [settings(row.id, "pruned_rescale_shift", increase, steps) for increase in increases]
-    return [settings(row.id, "rescale_shift", steps=steps), *pruned, *both]
 
 
 def weights(row) -> SAE:
@@ -154,8 +141,8 @@ def pursuits(
         The results on record at this scale; `s` is 0 for the run's own encoder on the same tokens.
     """
     at = experiments.scale(scale)
-    name = lambda row, s: {"run": row.id, "s": s, "tokens": tokens}  # noqa: E731
-    todo = [row for row in done(runs, site) if any(results.find(ITO, name(row, s), at) is None for s in (0, *sizes))]
+    unseen = lambda row: aftermath.missing(ITO, [pursuit(row.id, s, tokens) for s in (0, *sizes)], at)  # noqa: E731
+    todo = [row for row in done(runs, site) if unseen(row)]
     if todo:
         part = Site(replace(site.run, ce_tokens=tokens), site.model)
         part.store = site.store
@@ -163,5 +150,59 @@ def pursuits(
         began = time.monotonic()
         found = pursue_site(weights(row), part, sizes)
         for s, (values, sums) in found.items():
-            write(ITO, name(row, s), values, sums, row, (time.monotonic() - began) / len(found), at, force)
+            write(
+                ITO, pursuit(row.id, s, tokens), values, sums, row, (time.monotonic() - began) / len(found), at, force
+            )
     return results.load(ITO, at)
+
+
+def run(
+    kind: str = CONTROLS, experiment: str | None = None, scale: str | None = None, *, force: bool = False
+) -> pd.DataFrame:
+    """Controls (Fig. 9) or pursuits (Figs 10, 11) of an experiment's finished runs: reads what is on record at this
+    scale, computes what is not from the kept weights, and says which it did. With GSAE_TRAIN=never nothing is computed.
+
+    Args:
+        kind: "controls" or "ito".
+        experiment: whose runs; by default `same_width` for controls, `neurons` for pursuit.
+        force: write results of a scale other than smoke from a tree with uncommitted changes.
+
+    Returns:
+        The table of gsae.aftermath: results joined with their runs, what is missing said.
+
+    Raises:
+        FileNotFoundError: where a finished run has no kept weights.
+        EvidenceError: where results of a scale other than smoke could not be traced to a commit.
+    """
+    at = experiments.scale(scale)
+    experiment = experiment or {CONTROLS: "same_width", ITO: "neurons"}[kind]
+    runs = evidence.load(experiment, at)
+    of = aftermath.wanted(kind, runs, experiment, at)
+    left = {one["run"] for one in aftermath.missing(kind, of, at)}
+    todo = evidence.done(runs)
+    todo = todo[todo["id"].isin(left)]
+    print(
+        f"{kind} of {experiment} at scale {at}: of {len(runs)} runs {len(runs) - len(left)} have all results on record",
+        file=sys.stderr,
+    )
+    if len(todo) and os.environ.get("GSAE_TRAIN") != "never":
+        if at != "smoke" and not force:
+            evidence.require_clean()
+        made = dict(zip(runs["id"], experiments.runs(experiment, at), strict=True))
+        for site, here in sites({name: made[name] for name in todo["id"]}):
+            table = todo[todo["id"].isin(here)]
+            if kind == ITO:
+                pursuits(table, site, at, tokens=of[0]["tokens"], force=force)
+            else:
+                steps = aftermath.STEPS.get(at, 500)
+                controls(table, site, at, steps=steps, only=aftermath.KINDS[experiment], force=force)
+    return aftermath.table(kind, experiment, at)
+
+
+def sites(made: dict[str, experiments.Run]) -> Iterator[tuple[Site, list[str]]]:
+    """Each site of runs, given by their ids on record, with the ids that are of it; a language model is loaded once."""
+    key = lambda r: (r.text, r.context, r.tokens, r.batch, r.keep_pos0, r.eval_tokens, r.ce_tokens, r.site, r.layer)  # noqa: E731
+    for of_model in runner.groups(made.values(), lambda r: r.lm):
+        model = language_models.load(of_model[0].lm)
+        for of_site in runner.groups(of_model, key):
+            yield Site(of_site[0], model), [name for name, one in made.items() if one in of_site]
