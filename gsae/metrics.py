@@ -25,7 +25,7 @@ class Sums:
         self, x: Float[Tensor, "b n"], x_hat: Float[Tensor, "b n"], f: Float[Tensor, "b M"], group: Int[Tensor, " b"]
     ) -> None:
         """Add tokens: activations, reconstructions, latents and the group of each."""
-        on = f > 0
+        on = (f > 0).float()  # sums of booleans are slow; counts stay exact below 2^24
         mean = self.mean.to(x.device, x.dtype)
         xc, x_hatc = x - mean, x_hat - mean
         rows = {
@@ -41,7 +41,7 @@ class Sums:
         }
         for name, values in rows.items():
             self.sums[name].index_add_(0, group.cpu(), values.double().cpu())
-        counts = on.sum(0).cpu()
+        counts = on.sum(0).double().cpu()
         self.fired = counts if self.fired is None else self.fired + counts
 
     def add_ce(self, group: Int[Tensor, " b"], *, clean, zero, mean, sae, tokens: int) -> None:

@@ -109,7 +109,8 @@ class Site:
         """Metrics, the sums behind them per group, and the density histogram of an SAE, or of what encodes like one."""
         sae, sums = sae.eval(), metrics.Sums(self.store.mean)
         data, groups = self.held_out
-        for x, group in zip(data.split(32), groups.split(32), strict=True):
+        few = max(1, 512 // data.shape[1])  # codes of some 500 tokens stay in the processor's cache: twice as fast
+        for x, group in zip(data.split(few), groups.split(few), strict=True):
             rows = x.flatten(0, 1).float().to(sae.b_dec.device)
             f = sae.encode(rows)
             sums.add(rows, sae.decode(f), f, group.repeat_interleave(x.shape[1]))
