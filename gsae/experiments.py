@@ -135,7 +135,9 @@ SETTINGS: dict[str, dict] = {
                   tokens=300_000 * 4096, batch=4096, M=131_072, lr=3e-4, lam_warmup=0.0, lr_decay=0.0,
                   resample=(1 / 12, 2 / 12, 3 / 12, 4 / 12), eval_tokens=2**20, ce_tokens=2**20),
 }  # fmt: skip
-MINI = dict(lm="gelu-1l-mini", site="mlp_neurons", layer=0, M=2048, ce_tokens=65_536)  # at cpu, in place of GELU-1L
+MINI = dict(
+    lm="gelu-1l-mini", site="mlp_neurons", layer=0, M=2048, eval_tokens=100_000, ce_tokens=65_536
+)  # at cpu, in place of GELU-1L
 PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
 SMOKE_LAMBDAS = [0.1, 0.4]
 
@@ -162,7 +164,11 @@ def base(scale: str) -> Run:
 def pilot(scale: str) -> list[Run]:
     """Eight lambdas an architecture and site (two at smoke): from these the grids of the other sweeps are chosen."""
     deep = both(grid(Run(**SETTINGS[scale]), lam=SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS))
-    return deep + both(grid(replace(base(scale), tokens=512_000), lam=PILOT_LAMBDAS)) if scale == "cpu" else deep
+    return (
+        deep + both(grid(replace(base(scale), tokens=512_000, eval_tokens=200_000), lam=PILOT_LAMBDAS))
+        if scale == "cpu"
+        else deep
+    )
 
 
 def neurons(scale: str) -> list[Run]:
@@ -220,7 +226,7 @@ def study(scale: str) -> list[Run]:
 
 
 # Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
-LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS}
+LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.07, 0.4, 6)}
 
 EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "pilot": pilot,
