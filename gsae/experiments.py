@@ -226,7 +226,7 @@ def study(scale: str) -> list[Run]:
 
 
 # Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
-LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.07, 0.4, 6)}
+LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.1, 0.8, 6)}
 
 EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "pilot": pilot,
