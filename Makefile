@@ -48,7 +48,7 @@ book: fetch
 check: venv
 	$(call stage,ruff format,$(BIN)/ruff format --check .)
 	$(call stage,ruff check,$(BIN)/ruff check .)
-	$(call stage,unit tests,$(BIN)/pytest -q -m "not pages" tests)
+	$(call stage,unit tests,OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not pages" tests)
 
 test: venv fetch check
 	$(call stage,notebooks carry no outputs,$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb)
