@@ -1,4 +1,4 @@
-"""`gsae study pairs`, `make`, `score`: which SAEs can be compared, the page that people rate on, and the result."""
+"""`gsae study pairs`, `collect`, `make`, `score`: which SAEs can be compared, the page to rate on, and the result."""
 
 import argparse
 import json
@@ -28,6 +28,12 @@ def add(commands: argparse._SubParsersAction, scaled: argparse.ArgumentParser) -
     actions.add_parser(
         "pairs", parents=[matched], help="matched runs on record, and the lambda that each missing one needs"
     )
+    collect = actions.add_parser(
+        "collect",
+        parents=[scaled],
+        help="draw latents of the matched runs of `gsae run study`, score them and controls",
+    )
+    collect.add_argument("--force", action="store_true", help="go on in a changed tree")
     make = actions.add_parser("make", parents=[matched], help="draw latents at random and write the page and its key")
     make.add_argument("data", nargs="*", type=Path, help="files or folders of collected latents (default: book/study)")
     make.add_argument("--out", type=Path, default=Path("study"), help="folder for page and key (default: study)")
@@ -61,6 +67,18 @@ def pairs_on_record(args: argparse.Namespace, scale: str) -> int:
     if not found and not problems:
         print(f"no run is on record at {scale}")
     return 0 if found and not problems else 1
+
+
+def collect(args: argparse.Namespace, scale: str) -> int:
+    from gsae.study import automated, pipeline
+
+    table = pipeline.run(scale, force=args.force)
+    print(automated.summary(table).to_string(index=False, float_format="%.3f"))
+    print(f"\n{' minus '.join(automated.pairs.ARMS)}, 90 % BCa intervals:")
+    print(automated.differences(table).to_string(index=False, float_format="%.3f"))
+    missing = int((table["status"] == "missing").sum())
+    print(f"\nlatents: {automated.folder(scale)}" + (f"; {missing} scores are missing" if missing else ""))
+    return 0
 
 
 def make(args: argparse.Namespace) -> int:
@@ -119,4 +137,6 @@ def main(args: argparse.Namespace) -> int:
     """Run one action; returns the exit code."""
     if args.action == "score":
         return score(args)
+    if args.action == "collect":
+        return collect(args, experiments.scale(args.scale))
     return make(args) if args.action == "make" else pairs_on_record(args, experiments.scale(args.scale))

