@@ -6,6 +6,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from gsae import sizes
@@ -91,8 +92,9 @@ def measured(at: str, device: str = "cpu") -> tuple[float, str]:
     from gsae import evidence
 
     rates = []
-    files = sorted(evidence.root(at).glob("*/*.json"), key=lambda f: f.stat().st_mtime)[-LATEST:]
-    for record in map(evidence.read, files):
+    files = sorted(evidence.root(at).glob("*/*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
+    of_runs = (f for f in files if '"run": {' in f.read_text())  # not of results that are computed from runs
+    for record in map(evidence.read, islice(of_runs, LATEST)):
         run, origin = Run.of(record["run"]), record["provenance"]
         if origin["device"] == device and run.lm in sizes.SHAPES:
             rates.append((sizes.train_flops(run) + sizes.evaluation_flops(run)) / origin["seconds"])
