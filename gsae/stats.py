@@ -105,6 +105,18 @@ def envelope(l0: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return l0[keep], loss[keep]
 
 
+def shared(arms: Sequence[tuple[np.ndarray, np.ndarray]], levels: int) -> list[np.ndarray] | None:
+    """Each arm's y, interpolated at `levels` points equally spaced over the range of x that all share.
+
+    Arms are pairs of a rising x and its y. None where an arm has fewer than two points or no range is shared: nothing
+    is extrapolated.
+    """
+    if min(len(x) for x, _ in arms) < 2:
+        return None
+    low, high = max(x[0] for x, _ in arms), min(x[-1] for x, _ in arms)
+    return [np.interp(np.linspace(low, high, levels), x, y) for x, y in arms] if low < high else None
+
+
 def log_ratio(gated: Sequence[dict], baseline: Sequence[dict], levels: int = 5) -> float:
     """Mean log ratio of L0, gated to baseline, at equal 1 - loss recovered; NaN without a shared range.
 
@@ -114,14 +126,69 @@ def log_ratio(gated: Sequence[dict], baseline: Sequence[dict], levels: int = 5) 
     arms = []
     for arm in (gated, baseline):
         l0, loss = envelope(np.array([r["l0"] for r in arm]), 1 - np.array([r["loss_recovered"] for r in arm]))
-        if len(l0) < 2:
-            return np.nan
-        arms.append((np.log(loss)[::-1], np.log(l0)[::-1]))  # np.interp wants a rising x
-    low, high = max(a[0][0] for a in arms), min(a[0][-1] for a in arms)
-    if not low < high:
+        arms.append((np.log(loss)[::-1], np.log(l0)[::-1]))  # x has to rise
+    found = shared(arms, levels)
+    return float(np.mean(found[0] - found[1])) if found else np.nan
+
+
+def log_losses(arms: Sequence[Sequence[dict]], levels: int = 5) -> list[np.ndarray] | None:
+    """Each arm's log delta CE at equal L0, interpolated as `log_ratio` does it, with the axes exchanged."""
+    fronts = [envelope(np.array([r["l0"] for r in arm]), np.array([r["delta_ce"] for r in arm])) for arm in arms]
+    return shared([(np.log(l0), np.log(loss)) for l0, loss in fronts], levels)
+
+
+def log_loss_ratio(arm: Sequence[dict], reference: Sequence[dict], levels: int = 5) -> float:
+    """Mean log ratio of delta CE, arm to reference, at equal L0; above 0 the arm loses more."""
+    found = log_losses((arm, reference), levels)
+    return float(np.mean(found[0] - found[1])) if found else np.nan
+
+
+def gap_closed(repaired: Sequence[dict], baseline: Sequence[dict], gated: Sequence[dict], levels: int = 5) -> float:
+    """Share of the gap in loss recovered, baseline to gated, that a repaired baseline closes at equal L0 (Fig. 9).
+
+    1 is all of it. NaN without a shared range, or where the gated frontier is not above the baseline's.
+    """
+    found = log_losses((repaired, baseline, gated), levels)
+    if not found:
         return np.nan
-    at = np.linspace(low, high, levels)
-    return float(np.mean(np.interp(at, *arms[0]) - np.interp(at, *arms[1])))
+    left, before, best = (np.exp(v).mean() for v in found)  # delta CE is proportional to 1 - loss recovered
+    return float((before - left) / (before - best)) if before > best else np.nan
+
+
+def by_seed(
+    arms: Sequence[pd.DataFrame],
+    statistic: Callable[..., float],
+    draws: int = 1000,
+    level: float = 0.95,
+) -> dict[str, float]:
+    """A statistic of several arms, averaged over the seeds that all have, with both published intervals.
+
+    Args:
+        arms: tables with `seed` and `sums`.
+        statistic: takes one list of metrics an arm, all of one seed; NaN where it is undefined.
+
+    Returns:
+        `estimate`; `low, high` by paired bootstrap over groups of text, averaged over seeds inside each draw;
+        `t_low, t_high` over seeds (NaN with one seed); `seeds`.
+    """
+    seeds = sorted(set.intersection(*(set(arm["seed"]) for arm in arms)))
+    parts = [[arm[arm["seed"] == seed] for arm in arms] for seed in seeds]
+    runs = [sums for of_seed in parts for arm in of_seed for sums in arm["sums"]]
+    sizes = [list(map(len, of_seed)) for of_seed in parts]
+
+    def mean(rows: list[dict]) -> float:
+        left = iter(rows)
+        return float(np.mean([statistic(*([next(left) for _ in range(n)] for n in of_seed)) for of_seed in sizes]))
+
+    out = dict.fromkeys(("estimate", "low", "high", "t_low", "t_high"), np.nan) | {"seeds": len(seeds)}
+    if not runs:
+        return out
+    out |= dict(zip(("estimate", "low", "high"), bootstrap(runs, mean, draws, level=level), strict=True))
+    each = [statistic(*(arm.to_dict("records") for arm in of_seed)) for of_seed in parts]
+    if len(each) > 1 and np.isfinite(each).all():
+        bounds = distributions.t.interval(level, len(each) - 1, np.mean(each), distributions.sem(each))
+        out |= dict(zip(("t_low", "t_high"), map(float, bounds), strict=True))
+    return out
 
 
 def compare_frontiers(gated: pd.DataFrame, baseline: pd.DataFrame, draws: int = 1000, level: float = 0.95) -> dict:
@@ -129,27 +196,17 @@ def compare_frontiers(gated: pd.DataFrame, baseline: pd.DataFrame, draws: int = 
 
     Returns:
         `ratio`; `low, high` by paired bootstrap over groups of text (averaged over seeds inside each draw);
-        `t_low, t_high` over seeds (NaN with one seed); `seeds`; `delta_ce_ratio`, baseline over gated at equal L0.
-        `ratio` is NaN when no seed has a shared range.
+        `t_low, t_high` over seeds (NaN with one seed); `seeds`; `delta_ce_ratio`, baseline over gated at equal L0,
+        with `delta_ce_low, delta_ce_high, delta_ce_t_low, delta_ce_t_high`.
+        `ratio` is NaN when a seed has no shared range.
     """
-    seeds = sorted(set(gated["seed"]) & set(baseline["seed"]))
-    arms = [(gated[gated["seed"] == s], baseline[baseline["seed"] == s]) for s in seeds]
-    runs = [sums for pair in arms for arm in pair for sums in arm["sums"]]
-    sizes = [(len(g), len(b)) for g, b in arms]
-
-    def statistic(rows: list[dict]) -> float:
-        found, start = [], 0
-        for g, b in sizes:
-            found.append(log_ratio(rows[start : start + g], rows[start + g : start + g + b]))
-            start += g + b
-        return float(np.mean(found)) if found else np.nan
-
-    if not runs:
-        return {"ratio": np.nan, "low": np.nan, "high": np.nan, "t_low": np.nan, "t_high": np.nan, "seeds": 0}
-    estimate, low, high = bootstrap(runs, statistic, draws, level=level)
-    each = [log_ratio(g.to_dict("records"), b.to_dict("records")) for g, b in arms]
-    t_low = t_high = np.nan
-    if len(each) > 1 and np.isfinite(each).all():
-        t_low, t_high = distributions.t.interval(level, len(each) - 1, np.mean(each), distributions.sem(each))
-    logs = {"ratio": estimate, "low": low, "high": high, "t_low": t_low, "t_high": t_high}
-    return {**{k: float(np.exp(v)) for k, v in logs.items()}, "seeds": len(seeds)}
+    l0 = by_seed((gated, baseline), log_ratio, draws, level)
+    loss = by_seed((baseline, gated), log_loss_ratio, draws, level)
+    found = {k: float(np.exp(v)) for k, v in l0.items() if k != "seeds"}
+    found = {
+        "ratio": found.pop("estimate"),
+        **found,
+        "seeds": l0["seeds"],
+        "delta_ce_ratio": float(np.exp(loss["estimate"])),
+    }
+    return found | {f"delta_ce_{k}": float(np.exp(loss[k])) for k in ("low", "high", "t_low", "t_high")}
