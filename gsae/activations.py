@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import time
 import warnings
@@ -16,9 +15,12 @@ from jaxtyping import Float32
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from gsae import disk
+from gsae.distributed import ALONE, Alone
 from gsae.lm import LM
 
-DATA, META, PROGRESS = "rows.bf16", "meta.json", "progress.json"
+DATA, META, PROGRESS = "rows.bf16", "meta.json", "progress{}.json"
+AGAIN = "delete {} and harvest again"
 FLUSH_SECONDS = 30  # an interrupted harvest loses at most this much work
 
 
@@ -38,23 +40,31 @@ class Store:
         self.n, self.rows = meta["n"], meta["rows"]
         self.scale, self.top_share = meta["scale"], meta["top_share"]
         self.mean = torch.tensor(meta["mean"])
+        self.checked = disk.Checked(folder / DATA, meta.get("checksums", []), StoreError, AGAIN.format(folder))
         self.data = torch.from_file(
             str(folder / DATA), shared=False, size=self.rows * self.n, dtype=torch.bfloat16
         ).view(self.rows, self.n)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Store":
-        """Raises StoreError if the harvest never finished or the data file is not as long as it should be."""
+        """Raises StoreError if the harvest never finished, if meta.json was changed, or if the data file is not as long
+        as it should be. Its bytes are checked as `batch` reads them."""
         folder = Path(folder)
         if not (folder / META).exists():
             raise StoreError(f"{folder} holds no complete store (no {META}): harvest it, an interrupted one resumes")
-        meta = json.loads((folder / META).read_text())
+        try:
+            meta = json.loads((folder / META).read_text())
+            intact = meta.pop("digest", None) in (None, disk.digest(meta))  # None: stores of earlier versions
+        except ValueError:
+            intact = False
+        if not intact:
+            raise StoreError(f"{folder / META} is damaged: its bytes differ from those written: {AGAIN.format(folder)}")
         expected = meta["rows"] * meta["n"] * 2
         size = (folder / DATA).stat().st_size if (folder / DATA).exists() else 0
         if size != expected:
             raise StoreError(
                 f"{folder / DATA} has {size:,} bytes, expected {expected:,} ({meta['rows']:,} rows of {meta['n']} "
-                f"bf16 numbers): delete {folder} and harvest again"
+                f"bf16 numbers): {AGAIN.format(folder)}"
             )
         return cls(folder, meta)
 
@@ -62,17 +72,22 @@ class Store:
         """The scaled rows of one training step: a pure function of (step, batch, seed).
 
         Each epoch starts at another random row and visits contiguous batches in another random order; the rows
-        themselves are shuffled once, by the harvest. Raises ValueError if a batch is larger than the store.
+        themselves are shuffled once, by the harvest. Raises ValueError if a batch is larger than the store, and
+        StoreError where the bytes on disk are not those that were written.
         """
         if not 0 < batch <= self.rows:
             raise ValueError(f"a batch of {batch:,} rows from a store of {self.rows:,}: harvest more tokens")
         epoch, place = divmod(step, self.rows // batch)
         offset, order = _epoch(seed, epoch, self.rows, batch)
         start = (offset + int(order[place]) * batch) % self.rows
-        rows = self.data[start : start + batch]
+        rows = self._rows(start, start + batch)
         if (wrapped := batch - len(rows)) > 0:
-            rows = torch.cat([rows, self.data[:wrapped]])
+            rows = torch.cat([rows, self._rows(0, wrapped)])
         return rows.float() * self.scale
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        self.checked.check(start * self.n * 2, min(stop, self.rows) * self.n * 2)
+        return self.data[start:stop]
 
 
 @lru_cache(maxsize=16)
@@ -92,6 +107,7 @@ def harvest(
     seed: int = 0,
     batch: int = 16,
     keep_pos0: bool = False,
+    ranks: Alone = ALONE,
 ) -> dict[tuple[str, int], Store]:
     """Stores of several sites' activations from one pass over the text; a finished one is opened, not made again.
 
@@ -105,9 +121,11 @@ def harvest(
         folder: the parent; each store is a subfolder of it named after its site, layer, size and source.
         name_hash: hash of the token blocks; with the model, site and sizes it names the store.
         batch: blocks in one forward pass.
+        ranks: the processes that share the blocks out: each writes its rows, the first one finishes.
     Raises:
         ValueError: too few blocks, or an activation that is NaN or infinite (names block, site and layer).
         OSError: too little disk space.
+        StoreError: a finished store on disk is damaged.
     """
     context = len(blocks[0]["tokens"])
     per_block = context - (not keep_pos0)
@@ -123,26 +141,37 @@ def harvest(
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:8]
     folders = {key: Path(folder) / f"{key[0]}-{key[1]}-{count * per_block}-{digest}" for key in sites}
-    if todo := {key: path for key, path in folders.items() if not (path / META).exists()}:
-        _collect(lm, blocks, todo, count, source, batch)
-        for (site, layer), path in todo.items():
-            _finish(path, lm.d(site), {**source, "site": site, "layer": layer})
+    new = ranks.agree([not (path / META).exists() for path in folders.values()])
+    if todo := {key: path for (key, path), is_new in zip(folders.items(), new, strict=True) if is_new}:
+        if ranks.first:
+            for key, path in todo.items():
+                _allocate(path, source["rows"], lm.d(key[0]))
+        ranks.barrier("space for activations")
+        start, stop = (min(i * batch, count) for i in ranks.share(-(-count // batch)))
+        _collect(lm, blocks, todo, count, source, batch, (start, stop), ranks.label)
+        ranks.barrier("the harvest")
+        if ranks.first:
+            for (site, layer), path in todo.items():
+                _finish(path, lm.d(site), {**source, "site": site, "layer": layer})
+        ranks.barrier("the store")
     return {key: Store.open(path) for key, path in folders.items()}
 
 
-def _collect(lm: LM, blocks, folders: dict, count: int, source: dict, batch: int) -> None:
-    """Run the text through the model and write every row at its place."""
+def _collect(
+    lm: LM, blocks, folders: dict, count: int, source: dict, batch: int, span: tuple[int, int], part: str
+) -> None:
+    """Run a span of the text's blocks through the model and write every row at its place."""
     first, rows = (0 if source["keep_pos0"] else 1), source["rows"]
     per_block = rows // count
     place = np.random.default_rng(source["seed"]).permutation(rows)
-    tables = {key: _allocate(path, rows, lm.d(key[0])) for key, path in folders.items()}
-    done = min(_done(path, source) for path in folders.values()) // batch * batch
-    bar = tqdm(
-        total=rows, initial=done * per_block, desc=f"harvest {lm.name}", unit="tok", unit_scale=True, disable=None
-    )
+    tables = {key: np.memmap(path / DATA, np.uint16, "r+", shape=(rows, lm.d(key[0]))) for key, path in folders.items()}
+    name, source = PROGRESS.format(part), {**source, "span": list(span)}
+    done = min(_done(path / name, source, span[0]) for path in folders.values())
+    total, ahead = (span[1] - span[0]) * per_block, (done - span[0]) * per_block
+    bar = tqdm(total=total, initial=ahead, desc=f"harvest {lm.name}{part}", unit="tok", unit_scale=True, disable=None)
     flushed = time.monotonic()
-    for start in range(done, count, batch):
-        stop = min(start + batch, count)
+    for start in range(done, span[1], batch):
+        stop = min(start + batch, span[1])
         read = torch.as_tensor(np.asarray(blocks[start:stop]["tokens"]))
         here = place[start * per_block : stop * per_block]
         for key, x in lm.activations(read, list(folders)).items():
@@ -155,33 +184,35 @@ def _collect(lm: LM, blocks, folders: dict, count: int, source: dict, batch: int
                 )
             tables[key][here] = x.flatten(0, 1).cpu().view(torch.uint16).numpy()
         bar.update(len(here))
-        if stop == count or time.monotonic() - flushed > FLUSH_SECONDS:
+        if stop == span[1] or time.monotonic() - flushed > FLUSH_SECONDS:
             for key, path in folders.items():
                 tables[key].flush()
-                _write(path / PROGRESS, {"source": source, "blocks": stop})
+                disk.write_json(path / name, {"source": source, "blocks": stop})
             flushed = time.monotonic()
     bar.close()
 
 
-def _allocate(folder: Path, rows: int, n: int) -> np.memmap:
-    """The writable data file, at its full length. What an interrupted harvest wrote stays."""
+def _allocate(folder: Path, rows: int, n: int) -> None:
+    """The data file, at its full length. What an interrupted harvest wrote stays."""
     folder.mkdir(parents=True, exist_ok=True)
     path, size = folder / DATA, rows * n * 2
     have = path.stat().st_size if path.exists() else 0
     if (free := shutil.disk_usage(folder).free) < size - have:
         raise OSError(f"{path} needs {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free: make room")
     if have != size:
-        (folder / PROGRESS).unlink(missing_ok=True)
-        with open(path, "wb") as file:
-            file.truncate(size)
-    return np.memmap(path, np.uint16, "r+", shape=(rows, n))
+        _forget(folder)
+        disk.reserve(path, size)
 
 
-def _done(folder: Path, source: dict) -> int:
-    """Blocks that an interrupted harvest of the same source has safely written."""
-    path = folder / PROGRESS
+def _done(path: Path, source: dict, first: int) -> int:
+    """The block that an interrupted harvest of the same source, and the same share of it, goes on from."""
     progress = json.loads(path.read_text()) if path.exists() else {}
-    return progress["blocks"] if progress.get("source") == source else 0
+    return progress["blocks"] if progress.get("source") == source else first
+
+
+def _forget(folder: Path) -> None:
+    for path in folder.glob(PROGRESS.format("*")):
+        path.unlink()
 
 
 def _finish(folder: Path, n: int, source: dict) -> None:
@@ -189,8 +220,9 @@ def _finish(folder: Path, n: int, source: dict) -> None:
     rows = source["rows"]
     data = torch.from_file(str(folder / DATA), shared=False, size=rows * n, dtype=torch.bfloat16).view(rows, n)
     meta = {"n": n, "rows": rows, **measure(data.split(8192), source["site"], source["layer"])}
-    _write(folder / META, {**meta, "complete": True, "source": source})
-    (folder / PROGRESS).unlink(missing_ok=True)
+    meta |= {"complete": True, "source": source, "checksums": disk.checksums(folder / DATA)}
+    disk.write_json(folder / META, {**meta, "digest": disk.digest(meta)})
+    _forget(folder)
 
 
 def measure(parts: Iterable[Tensor], site: str, layer: int) -> dict:
@@ -211,9 +243,3 @@ def measure(parts: Iterable[Tensor], site: str, layer: int) -> dict:
             stacklevel=4,
         )
     return {"scale": scale, "mean": (total / rows * scale).tolist(), "top_share": share}
-
-
-def _write(path: Path, value: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)

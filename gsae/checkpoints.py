@@ -1,7 +1,6 @@
 """Weights on disk: safetensors with a json header, written to a temporary name and renamed."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gsae import disk
 from gsae.saes import ARCHITECTURES, SAE
 
 HUB_FILE = "sae.safetensors"  # the weights in a folder, as `gsae push` lays it out
@@ -21,21 +21,15 @@ class CheckpointError(RuntimeError):
 
 
 def write(path: Path, tensors: dict[str, Tensor], state: dict) -> None:
-    """Write tensors and a json state to one file; a kill at any moment leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    """Write tensors and a json state to one file; a kill at any moment leaves the old file or the new one.
+
+    Raises gsae.disk.WriteError where the disk is full; the old file is then as it was.
+    """
+    with disk.replacing(path, SafetensorError) as temporary:
         with torch.no_grad():
-            digest = checksum(tensors)
-        save_file(
-            {k: v.contiguous() for k, v in tensors.items()},
-            temporary,
-            {"gsae": json.dumps({**state, "sum": digest})},
-        )
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            digest = checksum(tensors, state)
+        header = {"gsae": json.dumps({**state, "sum": digest})}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, header)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -46,18 +40,28 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
             tensors = {k: file.get_tensor(k) for k in file.keys()}
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(f"cannot read {path}: {error}. Delete the file; it will be made again") from error
-    if checksum(tensors) != state.pop("sum"):
+    digest = state.pop("sum", None)
+    if digest not in (checksum(tensors, state), checksum(tensors)):  # older files: of the tensors alone
         raise CheckpointError(
             f"{path} is damaged: its bytes differ from those written. Delete the file; it will be made again"
         )
     return tensors, state
 
 
-def checksum(tensors: dict[str, Tensor]) -> str:
-    """A digest of names and bytes, so that a flipped bit is noticed."""
+def state(path: Path) -> dict:
+    """The json state of a file, without its tensors. Raises CheckpointError as `read`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["gsae"])
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}. Delete the file; it will be made again") from error
+
+
+def checksum(tensors: dict[str, Tensor], state: dict | None = None) -> str:
+    """A digest of names and bytes, and of the json state, so that a flipped bit is noticed."""
     import hashlib
 
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if state is None else json.dumps(state, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gsae import experiments, stats
+from gsae import disk, experiments, stats
 from gsae.assets import cache_dir
 
 SCHEMA = 1
@@ -94,8 +94,10 @@ def commit() -> str:
 
 
 def dirty() -> bool:
-    """Whether the tree differs from its commit, evidence itself aside."""
-    changed = (CHECKOUT / "pyproject.toml").exists() and git("status", "--porcelain", "--", ".", ":!book/evidence")
+    """Whether the tree differs from its commit, evidence and the study's latents themselves aside."""
+    changed = (CHECKOUT / "pyproject.toml").exists() and git(
+        "status", "--porcelain", "--", ".", ":!book/evidence", ":!book/study"
+    )
     return bool(changed) or not commit()
 
 
@@ -136,16 +138,15 @@ def write(record: dict, force: bool = False) -> Path:
 
     Raises:
         EvidenceError: when the record is invalid, or comes from a changed tree at a scale other than smoke.
+        gsae.disk.WriteError: where the disk is full.
     """
     if problems := validate(record):
         raise EvidenceError(f"run {record.get('id')}: {'; '.join(problems)}")
     if record["scale"] != "smoke" and record["provenance"]["dirty"] and not force:
         raise EvidenceError(f"run {record['id']} comes from a tree with uncommitted changes: commit, then run again")
     target = path(record["scale"], record["experiment"], record["id"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
-    os.replace(temporary, target)
+    with disk.replacing(target) as temporary:
+        temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
     return target
 
 

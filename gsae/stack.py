@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,9 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gsae import checkpoints
-from gsae.closed import closed_form
+from gsae.distributed import ALONE, Alone
+from gsae.gradients import autograd_form, gradient_form
 from gsae.optim import adam, adam_rows, compiled, compiler
+from gsae.resampling import resample
 from gsae.saes import ARCHITECTURES, SAE
+
+__all__ = ["Batches", "Diverged", "Plan", "Stack", "autograd_form", "gradient_form", "product_dtype"]
 
 Batches = Callable[
     [int], Tensor
@@ -72,47 +75,20 @@ class Plan:
         return ARCHITECTURES[self.arch](self.n, self.M, self.seed, **dict(self.switches))
 
 
-def autograd_form(template: SAE) -> Callable:
-    """The gradient function of any architecture, from its `losses`: slower than a closed form, and its definition."""
-
-    def gradients(w, x, lam, dtype):
-        template.product_dtype = dtype
-        leaves = {k: v.detach().requires_grad_() for k, v in w.items()}
-        call = torch.func.functional_call(
-            _Losses(template), {f"sae.{k}": v for k, v in leaves.items()}, (x, lam.reshape(()))
-        )
-        terms, stats = call
-        grads = torch.autograd.grad(
-            sum(terms.values()), list(leaves.values()), allow_unused=True, materialize_grads=True
-        )
-        return dict(zip(leaves, grads, strict=True)), {k: v.detach() for k, v in terms.items()}, stats
-
-    return gradients
-
-
-class _Losses(torch.nn.Module):
-    def __init__(self, sae: SAE):
-        super().__init__()
-        self.sae = sae
-
-    def forward(self, x, lam):
-        return self.sae.losses(x, lam, return_stats=True)
-
-
-@cache
-def gradient_form(arch: str, switches: tuple, n: int, M: int, fast: bool) -> Callable:
-    """The function of (parameters, x, lambda, dtype) that gives gradients, terms and statistics: the closed form where
-    there is one for these switches, else autograd's. Element-wise parts are compiled where `fast`.
-    """
-    closed = closed_form(arch, compiled if fast else lambda f: f, **dict(switches))
-    return closed or autograd_form(ARCHITECTURES[arch](n, M, **dict(switches)))
+def product_dtype(device: str) -> str:
+    """The dtype in which a device multiplies: float32 on GPUs without bf16 units, compute capability below 8.0."""
+    old = device.startswith("cuda") and torch.cuda.get_device_capability(device) < (8, 0)
+    return "float32" if old else "bfloat16"
 
 
 class Stack:
-    """K SAEs in training: parameters `(K, …)`, Adam's second moments, ages, silence counters and the curve."""
+    """K SAEs in training: parameters `(K, …)`, Adam's second moments, ages, silence counters and the curve.
 
-    def __init__(self, plan: Plan):
-        self.plan, self.step, self.curve = plan, 0, []
+    With `ranks`, each process takes its slice of every batch, and gradients are averaged: all hold the same stack.
+    """
+
+    def __init__(self, plan: Plan, ranks: Alone = ALONE):
+        self.plan, self.step, self.curve, self.ranks = plan, 0, [], ranks
         sae, K = plan.sae(), len(plan.lams)
         self.encoder, self.latent = sae.ENCODER, tuple(k for k in sae.LATENT if hasattr(sae, k))
         self.w = {k: v.detach().repeat(K, *[1] * v.dim()).to(plan.device) for k, v in sae.named_parameters()}
@@ -120,6 +96,8 @@ class Stack:
         self.age = torch.zeros(K, plan.M, device=plan.device)  # Adam steps of each latent since its last resampling
         self.silent = torch.zeros(K, plan.M, device=plan.device)  # steps since each latent last fired
         self.lam = torch.tensor(plan.lams, device=plan.device)
+        # Reading a term is a wait for the device: on a GPU the first bad step is noted there and read now and then.
+        self.deferred, self.faults, self.spoiled = not plan.device.startswith("cpu"), None, None
 
     columns = CURVE
 
@@ -132,13 +110,17 @@ class Stack:
         plan, dtype = self.plan, getattr(torch, self.plan.dtype)
         gradients = gradient_form(plan.arch, plan.switches, plan.n, plan.M, self.fast)
         fuse = compiled if self.fast else lambda f: f
-        share, lr = plan.lam_share(self.step), torch.tensor(plan.lr_at(self.step), device=plan.device)
-        age = torch.tensor(float(self.step + 1), device=plan.device)
+        share, lr = plan.lam_share(self.step), torch.full((), plan.lr_at(self.step), device=plan.device)
+        age = torch.full((), self.step + 1.0, device=plan.device)
         self.age += 1
         rows = []
         for k in range(len(plan.lams)):
             w = {name: t[k] for name, t in self.w.items()}
             grads, terms, stats = gradients(w, x, self.lam[k] * share, dtype)
+            if self.ranks.world > 1:
+                stats = {**stats, "spoiled": ~x.isfinite().all()}
+                grads, terms, stats = self.ranks.mean(grads, terms, stats)
+                self.spoiled = stats["spoiled"]
             for name, g in grads.items():
                 own = self.age[k] if name != "b_dec" else age
                 if name == "W_dec":
@@ -151,49 +133,35 @@ class Stack:
         return {key: torch.stack([r[key] for r in rows]) for key in rows[0]}
 
     def check(self, x: Tensor, terms: dict[str, Tensor]) -> None:
-        """Raise Diverged where a term of this step is not finite."""
-        values = torch.stack(list(terms.values()))
-        if values.isfinite().all():
+        """Raise Diverged where a term of this step is not finite; on a GPU note it for `verdict`."""
+        bad = ~torch.stack(list(terms.values())).isfinite()
+        if not self.deferred and not bad.any():
             return
-        row, k = (~values.isfinite()).nonzero()[0].tolist()
+        spoiled = ~x.isfinite().all() if self.spoiled is None else self.spoiled
+        bad = torch.cat([spoiled.expand(1, bad.shape[1]), bad])
+        if self.faults is None:
+            self.faults = torch.full_like(bad, -1, dtype=torch.long)
+            self.rows = ["activations", *(f"{name} term" for name in terms)]
+        self.faults = torch.where(bad & (self.faults < 0), self.step - 1, self.faults)
+        if not self.deferred:
+            self.verdict()
+
+    def verdict(self) -> None:
+        """Raise Diverged, naming step, run and term, where `check` saw a NaN or an infinity in any step so far."""
+        if self.faults is None or not (self.faults >= 0).any():
+            return
+        step = int(self.faults[self.faults >= 0].min())
+        row, k = (self.faults == step).nonzero()[0].tolist()
         name = self.plan.names[k] if self.plan.names else f"lambda {self.plan.lams[k]:g}"
-        where = "the activations" if not x.isfinite().all() else f"the {list(terms)[row]} term"
         raise Diverged(
-            f"step {self.step - 1}, run {name}: {where} held a NaN or an infinity. "
+            f"step {step}, run {name}: the {self.rows[row]} held a NaN or an infinity. "
             "Check the activations' scale and dtype, or lower the learning rate"
         )
 
-    @torch.no_grad()
     def resample(self, batches: Batches) -> None:
-        """Give dead latents a new start on badly reconstructed inputs (Bricken et al.; D8), with fresh Adam state."""
-        plan = self.plan
-        steps = [(self.step + i) % plan.steps for i in range(max(1, min(4, 16384 // plan.batch)))]
-        pool = torch.cat([batches(s) for s in steps])
-        for k in range(len(plan.lams)):
-            dead = (self.silent[k] >= plan.window).nonzero().squeeze(1)
-            if not len(dead):
-                continue
-            sae = self.sae(k)
-            error = (sae(pool) - pool).square().sum(-1)
-            generator = torch.Generator().manual_seed(hash((plan.seed, self.step, k)) % 2**63)
-            chosen = torch.multinomial(
-                error.double().square().cpu(), len(dead), len(dead) > len(pool), generator=generator
-            )
-            direction = torch.nn.functional.normalize(pool[chosen.to(pool.device)], dim=-1)
-            encoders = [name for name in (self.encoder, "W_mag") if name in self.w]
-            alive = torch.ones(plan.M, dtype=torch.bool, device=pool.device)
-            alive[dead] = False
-            self.w["W_dec"][k, dead] = direction
-            for name in encoders:
-                norm = self.w[name][k].norm(dim=0)[alive].mean() if alive.any() else torch.tensor(1.0)
-                self.w[name][k][:, dead] = 0.2 * norm * direction.T
-                self.v[name][k][:, dead] = 0
-            for name in self.latent:
-                self.w[name][k, dead] = 0
-                self.v[name][k, dead] = 0
-            self.v["W_dec"][k, dead] = 0
-            self.age[k, dead] = 0
-            self.silent[k, dead] = 0
+        """Give dead latents a new start on badly reconstructed inputs: see `gsae.resampling`."""
+        resample(self, batches)
+        self.ranks.same([*self.w.values(), *self.v.values(), self.age, self.silent])
 
     def sae(self, k: int) -> SAE:
         """The k-th SAE, as a plain module sharing no memory with the stack."""
@@ -204,6 +172,10 @@ class Stack:
     def save(self, path: Path) -> None:
         tensors = {f"{part}.{k}": t for part in ("w", "v") for k, t in getattr(self, part).items()}
         state = {"plan": repr(self.plan), "step": self.step, "curve": self.curve}
+        state |= {
+            "names": self.plan.names,
+            "lams": self.plan.lams,
+        }  # the composition, for a sweep that lost a part of it
         checkpoints.write(path, {**tensors, "age": self.age, "silent": self.silent}, state)
 
     def resume(self, path: Path) -> bool:

@@ -1,8 +1,13 @@
 """The one training loop. It trains a stack of SAEs, equal but for lambda, on one stream of activations."""
 
 import math
+import signal
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsae.saes import ARCHITECTURES, SAE
-from gsae.stack import Batches, Diverged, Plan, Stack
+from gsae.stack import Batches, Diverged, Plan, Stack, product_dtype
 
 __all__ = ["Diverged", "Plan", "Stack", "fit", "train"]
+STOP_EVERY = 16  # steps after which ranks on GPUs agree whether to stop
 
 
 def fit(
@@ -24,38 +30,39 @@ def fit(
     Args:
         stack: what to train.
         batches: `step -> (batch, n)`, float32 activations of unit mean squared norm.
-        checkpoint: file written every `every` seconds, on Ctrl-C, and at the end.
+        checkpoint: file written every `every` seconds, on Ctrl-C or SIGTERM, and at the end.
         bar: progress bar on or off; by default on a terminal only.
 
     Raises:
         Diverged: on a NaN or an infinity.
-        KeyboardInterrupt: on Ctrl-C, after the step is finished and the checkpoint written.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the step is finished and the checkpoint written; says where.
+        gsae.disk.WriteError: where the disk is full; the checkpoint before is as it was.
     """
-    plan = stack.plan
+    plan, ranks = stack.plan, stack.ranks
     if checkpoint:
         stack.resume(checkpoint)
-    log_every, saved = max(1, -(-plan.steps // 200)), time.monotonic()
-    label = f"{plan.arch} x{len(plan.lams)}"
-    with tqdm(
-        total=plan.steps,
-        initial=stack.step,
-        desc=label,
-        unit="step",
-        disable=None if bar is None else not bar,
-    ) as progress:
+    log_every, saved, label = max(1, -(-plan.steps // 200)), time.monotonic(), f"{plan.arch} x{len(plan.lams)}"
+    hide = (None if bar is None else not bar) if ranks.first else True
+
+    def save() -> None:
+        stack.verdict()
+        if checkpoint and ranks.first:
+            stack.save(checkpoint)
+
+    with (
+        Reader(batches, plan) as reader,
+        stop_flag() as stopped,
+        tqdm(total=plan.steps, initial=stack.step, desc=label, unit="step", disable=hide) as progress,
+    ):
         while stack.step < plan.steps:
             step = stack.step
             if step in plan.events:
-                stack.resample(batches)
-            x = batches(step).to(plan.device)
-            try:
-                terms = stack.train_step(x)
-                stack.check(x, terms)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"stopped in step {step}; run the same command to go on from the last checkpoint"
-                ) from None
+                stack.resample(reader)
+            x = ranks.slice(reader.take(step).to(plan.device, non_blocking=True))
+            terms = stack.train_step(x)
+            stack.check(x, terms)
             if step % log_every == 0 or stack.step == plan.steps:
+                stack.verdict()
                 dead = (stack.silent >= plan.window).float().mean(1)
                 columns = [terms.get(c, torch.zeros_like(dead)).tolist() for c in stack.columns[4:8]] + [dead.tolist()]
                 head = [step, stack.step * plan.batch]
@@ -63,10 +70,80 @@ def fit(
                                     for lam, *values in zip(plan.lams, *columns, strict=True)])  # fmt: skip
                 progress.set_postfix(l0=f"{terms['l0'].mean():.0f}", dead=f"{dead.mean():.0%}")
             progress.update()
+            together = ranks.world == 1 or plan.device == "cpu" or step % STOP_EVERY == 0  # a wait for the device
+            if together and ranks.any(stopped.is_set()):
+                save()
+                kept = f"kept in {checkpoint}; the same command goes on from it" if checkpoint else "nothing is kept"
+                raise KeyboardInterrupt(f"stopped after {stack.step:,} of {plan.steps:,} steps: {kept}")
             if checkpoint and time.monotonic() - saved > every:
-                stack.save(checkpoint)
+                save()
                 saved = time.monotonic()
+        save()
     return [stack.sae(k) for k in range(len(plan.lams))]
+
+
+class Reader:
+    """Batches, each read by one background thread while the step before it is computed, and never past the end.
+
+    Every read is in that thread, in order: a `Batches` function need not bear two at a time.
+    """
+
+    def __init__(self, batches: Batches, plan: Plan):
+        self.batches, self.plan, self.ahead = batches, plan, None
+
+    def __enter__(self) -> "Reader":
+        gpu = self.plan.device.startswith("cuda")  # a thread has a current GPU of its own
+        start = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if gpu else {}
+        self.thread = ThreadPoolExecutor(1, "batches", **start)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.thread.shutdown(cancel_futures=True)
+
+    def _read(self, step: int) -> Tensor:
+        x = self.batches(step)
+        return x.pin_memory() if self.plan.device.startswith("cuda") and not x.is_cuda else x
+
+    def __call__(self, step: int) -> Tensor:
+        return self.thread.submit(self._read, step).result()
+
+    def take(self, step: int) -> Tensor:
+        """The batch of `step`; the next one is read meanwhile. What reading raises is raised here, at its step."""
+        ahead, self.ahead = self.ahead, None
+        x = (ahead or self.thread.submit(self._read, step)).result()
+        if step + 1 < self.plan.steps:
+            self.ahead = self.thread.submit(self._read, step + 1)
+        return x
+
+
+@contextmanager
+def stop_flag() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that no update is cut in half; a second one stops at once.
+
+    Handlers are a matter of the main thread: elsewhere the event is never set.
+    """
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def note(number, frame) -> None:
+        if stopped.is_set():
+            restore()
+            signal.raise_signal(number)
+        stopped.set()
+        print("\nfinishing this step and saving; once more stops at once", file=sys.stderr)
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in old.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    try:
+        yield stopped
+    finally:
+        restore()
 
 
 def train(
@@ -116,9 +193,10 @@ def train(
         rows = torch.randperm(len(x), generator=generator)[(step % per_epoch) * batch :][:batch]
         return x[rows.to(x.device)].float() * scale
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     plan = Plan(
         arch, n, M or 4 * n, lams, math.ceil(epochs * per_epoch), batch, lr, seed, tuple(sorted(switches.items())),
-        resample=resample, device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        resample=resample, device=device, dtype=product_dtype(device),
     )  # fmt: skip
     saes = fit(Stack(plan), batches, bar=bar)
     for sae in saes:

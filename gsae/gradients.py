@@ -1,0 +1,46 @@
+"""The gradient function of an architecture: a closed form where there is one, else autograd's."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from gsae.closed import closed_form
+from gsae.optim import compiled
+from gsae.saes import ARCHITECTURES, SAE
+
+
+def autograd_form(template: SAE) -> Callable:
+    """The gradient function of any architecture, from its `losses`: slower than a closed form, and its definition."""
+
+    def gradients(w, x, lam, dtype):
+        template.product_dtype = dtype
+        leaves = {k: v.detach().requires_grad_() for k, v in w.items()}
+        call = torch.func.functional_call(
+            _Losses(template), {f"sae.{k}": v for k, v in leaves.items()}, (x, lam.reshape(()))
+        )
+        terms, stats = call
+        grads = torch.autograd.grad(
+            sum(terms.values()), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        return dict(zip(leaves, grads, strict=True)), {k: v.detach() for k, v in terms.items()}, stats
+
+    return gradients
+
+
+class _Losses(torch.nn.Module):
+    def __init__(self, sae: SAE):
+        super().__init__()
+        self.sae = sae
+
+    def forward(self, x, lam):
+        return self.sae.losses(x, lam, return_stats=True)
+
+
+@cache
+def gradient_form(arch: str, switches: tuple, n: int, M: int, fast: bool) -> Callable:
+    """The function of (parameters, x, lambda, dtype) that gives gradients, terms and statistics: the closed form where
+    there is one for these switches, else autograd's. Element-wise parts are compiled where `fast`.
+    """
+    closed = closed_form(arch, compiled if fast else lambda f: f, **dict(switches))
+    return closed or autograd_form(ARCHITECTURES[arch](n, M, **dict(switches)))
