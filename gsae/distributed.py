@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -132,6 +133,11 @@ def start() -> Alone:
     """The ranks that torchrun started, or ALONE. Ranks other than the first then print nothing to stdout."""
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or "RANK" not in os.environ:
         return ALONE
+    return _join()
+
+
+@cache
+def _join() -> Ranks:
     ranks = Ranks()
     if not ranks.first:
         sys.stdout = open(os.devnull, "w")

@@ -1,0 +1,131 @@
+"""One hooked place of a language model: its training store, and the evaluation that all its runs share."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from gsae import activations, corpus, distributed, metrics, sizes, stats, streaming
+from gsae import lm as language_models
+from gsae.assets import cache_dir
+from gsae.distributed import ALONE, Alone
+from gsae.experiments import Run
+
+ROWS = {"cpu": 512, "cuda": 4096}  # tokens encoded at once: on a CPU their codes stay in its cache, twice as fast
+SEED_ORDER = 0  # of the store's permutation: a store is shared by runs of every seed
+
+
+@dataclass
+class Site:
+    """One hooked place of a language model: its training store and its held-out evaluation, each made once."""
+
+    run: Run  # any run of this site: gives lm, layer, text, tokens and evaluation sizes
+    model: "language_models.LM"
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.run.site, self.run.layer
+
+    def blocks(self, split: str, count: int):
+        run, tokenizer = self.run, self.model.tokenizer
+        if run.text == "packaged":
+            data = corpus.blocks(tokenizer, split, run.context, name=run.lm)
+        else:
+            splits = "train" if split == "train" else ("validation", "test")
+            data = corpus.hub_blocks(tokenizer, run.text, run.context, count, split=splits, name=run.lm)
+        if len(data) < count:
+            raise ValueError(
+                f"{run.lm}: the {split} text has {len(data):,} blocks of {run.context} tokens, the run asks "
+                f"for {count:,}; lower its tokens or name a larger dataset"
+            )
+        return data.select(range(count))
+
+    @cached_property
+    def store(self) -> "activations.Store | streaming.Buffer":
+        return self.stream() if sizes.streams(self.run) else self.harvest([self])[0]
+
+    def stream(self) -> "streaming.Buffer":
+        run = self.run
+        blocks = self.blocks("train", sizes.store_rows(run) // (run.context - (not run.keep_pos0)))
+        source = streaming.Source(self.model, blocks, *self.key, keep_pos0=run.keep_pos0)
+        return streaming.Buffer(source, rows=sizes.BUFFER, device=self.model.device)
+
+    @staticmethod
+    def harvest(sites: list["Site"], ranks: Alone = ALONE) -> list["activations.Store"]:
+        """Stores of several sites of one language model with equal text and length, in one pass that ranks share."""
+        run, model = sites[0].run, sites[0].model
+        per_block = run.context - (not run.keep_pos0)
+        count = -(-(run.tokens + run.batch) // per_block)
+        data = sites[0].blocks("train", count)
+        name = f"{corpus.token_hash(data)}{'-pos0' * run.keep_pos0}"
+        folder = cache_dir() / "activations" / run.lm
+        keys = [site.key for site in sites]
+        options = {"name_hash": name, "seed": SEED_ORDER, "keep_pos0": run.keep_pos0, "ranks": ranks}
+        options["batch"] = sizes.blocks_per_pass(run.context)
+        with distributed.only(ranks, FileLock(lock(f"harvest-{run.lm}-{name}"))):
+            stores = activations.harvest(model, data, keys, count * per_block, folder, **options)
+        return [stores[key] for key in keys]
+
+    def batches(self, run: Run):
+        return lambda step: self.store.batch(step, run.batch, run.seed)
+
+    @cached_property
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """Scaled activations of the evaluation blocks, `(blocks, positions, n)` in bfloat16, and each block's group."""
+        per_block = self.run.context - (not self.run.keep_pos0)
+        tokens = self.tokens(-(-self.run.eval_tokens // per_block))
+        kept = []
+        few = sizes.blocks_per_pass(self.run.context)
+        for part in tqdm(tokens.split(few), desc=f"evaluation text, {self.run.site} {self.run.layer}", disable=None):
+            x = self.model.activations(part, [self.key])[self.key][:, 0 if self.run.keep_pos0 else 1 :]
+            kept.append((x.float() * self.store.scale).bfloat16().cpu())
+        return torch.cat(kept), torch.arange(len(tokens)) % metrics.GROUPS
+
+    def tokens(self, count: int) -> Tensor:
+        return torch.as_tensor(self.blocks("eval", count).with_format("torch")["tokens"][:]).long()
+
+    @cached_property
+    def splices(self) -> list:
+        tokens = self.tokens(-(-self.run.ce_tokens // self.run.context))
+        few = sizes.blocks_per_pass(self.run.context)
+        return [self.model.splice(part, *self.key, keep_pos0=self.run.keep_pos0) for part in tokens.split(few)]
+
+    @cached_property
+    def references(self) -> dict[str, list[Tensor]]:
+        """Cross-entropy per block: clean, zero-ablated and mean-ablated (position 0 keeps its activation)."""
+        mean = self.store.mean / self.store.scale
+        bar = tqdm(self.splices, desc="clean, zero and mean ablation", disable=None)
+        rows = [(s.ce(None), s.ce(torch.zeros_like(s.clean)), s.ce(mean.to(s.clean).expand_as(s.clean))) for s in bar]
+        return dict(zip(("clean", "zero", "mean"), map(list, zip(*rows, strict=True)), strict=True))
+
+    @torch.no_grad()
+    def evaluate(self, sae: torch.nn.Module) -> tuple[dict, dict, dict]:
+        """Metrics, the sums behind them per group, and the density histogram of an SAE, or of what encodes like one."""
+        sae, sums = sae.eval(), metrics.Sums(self.store.mean)
+        data, groups = self.held_out
+        most = ROWS.get(sae.b_dec.device.type, 4096)
+        few = max(1, most // data.shape[1])
+        for x, group in zip(data.split(few), groups.split(few), strict=True):
+            rows = x.flatten(0, 1).float().to(sae.b_dec.device)
+            f = sae.encode(rows)
+            sums.add(rows, sae.decode(f), f, group.repeat_interleave(x.shape[1]))
+        start, scale = 0, self.store.scale
+        for i, s in enumerate(self.splices):
+            rows = (s.clean.float() * scale).to(sae.b_dec.device).flatten(0, 1)
+            replaced = torch.cat([sae(x) for x in rows.split(most)]).view(s.clean.shape).to(s.clean.device) / scale
+            group = torch.arange(start, start + len(s.clean)) % metrics.GROUPS
+            known = {name: values[i] for name, values in self.references.items()}
+            sums.add_ce(group, **known, sae=s.ce(replaced.to(s.clean.dtype)), tokens=s.targets)
+            start += len(s.clean)
+        kept = sums.to_dict()
+        return {**stats.ratios(kept), "dead_fraction": float(sums.dead_fraction)}, kept, sums.density()
+
+
+def lock(name: str) -> Path:
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.lock"
