@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -171,7 +172,7 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
             weights(sae)  # before an hour's work, not after it
     embed = cache(scores.sentences)
     for saes in todo.values():
-        place = Place(experiments.Run.of(evidence.read(saes[0].file)["run"]), automated.sizes(at)[1])
+        place = Place(experiments.Run.of(evidence.read(Path(saes[0].file))["run"]), automated.sizes(at)[1])
         for sae in saes:
             collect_one(sae, place, at, embed, force)
     return automated.table(at)
