@@ -40,7 +40,7 @@ class Store:
         self.n, self.rows = meta["n"], meta["rows"]
         self.scale, self.top_share = meta["scale"], meta["top_share"]
         self.mean = torch.tensor(meta["mean"])
-        self.checked = disk.Checked(folder / DATA, meta.get("checksums", []), StoreError, AGAIN.format(folder))
+        self.checked = disk.Checked(folder / DATA, meta.get("checksums", {}), StoreError, AGAIN.format(folder))
         self.data = torch.from_file(
             str(folder / DATA), shared=False, size=self.rows * self.n, dtype=torch.bfloat16
         ).view(self.rows, self.n)

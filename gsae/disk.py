@@ -63,10 +63,10 @@ def reserve(path: Path, size: int) -> None:
         raise WriteError(f"cannot reserve {size:,} bytes for {path}: {error}. Make room, or set GSAE_CACHE") from error
 
 
-def checksums(path: Path, segment: int = SEGMENT) -> list[int]:
-    """CRC-32 of each segment of a file."""
+def checksums(path: Path, segment: int = SEGMENT) -> dict:
+    """CRC-32 of each segment of a file, and the segments' length."""
     with open(path, "rb") as file:
-        return [zlib.crc32(part) for part in iter(lambda: file.read(segment), b"")]
+        return {"segment": segment, "crc32": [zlib.crc32(part) for part in iter(lambda: file.read(segment), b"")]}
 
 
 class Checked:
@@ -76,9 +76,9 @@ class Checked:
     been checked, the cost (about a GB/s) is spread over the reading, and a resumed run pays only for what it reads.
     """
 
-    def __init__(self, path: Path, sums: list[int], error: type[Exception], remedy: str, segment: int = SEGMENT):
-        self.path, self.sums, self.segment, self.left = path, sums, segment, set(range(len(sums)))
-        self.error, self.remedy = error, remedy
+    def __init__(self, path: Path, sums: dict, error: type[Exception], remedy: str):
+        self.path, self.segment, self.sums = path, sums.get("segment", SEGMENT), sums.get("crc32", [])
+        self.left, self.error, self.remedy = set(range(len(self.sums))), error, remedy
 
     def check(self, start: int, stop: int) -> None:
         """Check the segments that hold bytes `start` to `stop`; raises `error`, naming file and place."""

@@ -1,0 +1,508 @@
+"""What can go wrong on the way: damaged files, full disks, NaN, Ctrl-C, killed and competing processes. Each is named,
+and what was finished before stays as it was."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from test_activations import T, V, make
+from test_training import assert_same, batches, plan
+
+from gsae import activations, checkpoints, disk, evidence, resampling, runner, stack, training
+from gsae.experiments import Run, grid
+from gsae.stack import Stack
+
+HERE = Path(__file__).parent
+BASE = Run(site="attn_z", layer=1, context=T, M=31, tokens=270, batch=10, eval_tokens=60, ce_tokens=70, resample=(0.3,))
+LAMS = [0.05, 0.1, 0.2]
+RUNS = grid(BASE, lam=LAMS)
+SWEEP = grid(BASE, seed=[0, 1, 2], lam=LAMS[:2])  # three stacks of two
+
+
+def tiny_world(patch) -> None:
+    """Sweeps read a two-layer random language model and random text."""
+    model, ids = make(), np.random.default_rng(0).integers(V, size=(53, T)).astype("int32")
+    blocks = Dataset.from_dict({"tokens": ids.tolist()}).with_format("numpy")
+    patch(runner.language_models, "load", lambda name: model)
+    patch(runner.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    tiny_world(monkeypatch.setattr)
+
+    def place(name):
+        monkeypatch.setenv("GSAE_CACHE", str(tmp_path / name))
+        monkeypatch.setenv("GSAE_EVIDENCE", str(tmp_path / name / "evidence"))
+        return tmp_path / name
+
+    place("here")
+    return place
+
+
+def files(folder):
+    """The evidence of a folder, by run, without what differs between two makings: date and seconds."""
+    found = {}
+    for path in sorted(folder.glob("evidence/smoke/*/*.json")):
+        record = evidence.read(path)
+        found[path.stem] = {k: record[k] for k in ("metrics", "sums", "curve", "density", "run")}
+    return found
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """Which stacks `fit` trained: their lambdas, the step it started at."""
+    seen, fit = [], runner.fit
+
+    def watched(s, source, checkpoint=None, **options):
+        at = checkpoints.state(checkpoint)["step"] if checkpoint.exists() else 0
+        seen.append((s.plan.lams, at))
+        return fit(s, source, checkpoint, **options)
+
+    monkeypatch.setattr(runner, "fit", watched)
+    return seen
+
+
+def stopped_at(monkeypatch, step):
+    """A sweep that Ctrl-C stops in one step of its training."""
+    source = runner.Site.batches
+
+    def press(self, run):
+        def read(at):
+            if at == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            return source(self, run)(at)
+
+        return read
+
+    with monkeypatch.context() as m:
+        m.setattr(runner.Site, "batches", press)
+        with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+            runner.run(RUNS, "smoke")
+
+
+# ---- Ctrl-C --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_half_way_through_an_update_finishes_the_step_and_saves(tmp_path, monkeypatch, number):
+    path, adam, calls, before = tmp_path / "stack.safetensors", stack.adam, [], signal.getsignal(number)
+
+    def pressed(w, g, v, age, lr):
+        calls.append(1)
+        if len(calls) == 40:  # some vector of some run: weights before it are updated, those after it are not
+            signal.raise_signal(number)
+        adam(w, g, v, age, lr)
+
+    whole, first, second = (Stack(plan()) for _ in range(3))
+    training.fit(whole, batches, bar=False)
+    with monkeypatch.context() as m:
+        m.setattr(stack, "adam", pressed)
+        with pytest.raises(KeyboardInterrupt, match=r"stopped after \d of 40 steps: kept in .*stack.safetensors"):
+            training.fit(first, batches, path, every=math.inf, bar=False)
+    assert signal.getsignal(number) is before
+    assert 0 < checkpoints.state(path)["step"] == first.step < 9
+    training.fit(second, batches, path, bar=False)
+    assert_same(whole, second)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_the_checkpoint_before(tmp_path):
+    path = tmp_path / "stack.safetensors"
+
+    def impatient(step):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        return batches(step)
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        training.fit(Stack(plan(resample=())), impatient, path, every=0.0, bar=False)
+    assert "stopped after" not in str(stop.value) or checkpoints.state(path)["step"] == 8
+    assert checkpoints.state(path)["step"] in (7, 8) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_without_a_checkpoint_ctrl_c_says_that_nothing_is_kept():
+    def press(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batches(step)
+
+    with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
+        training.fit(Stack(plan()), press, bar=False)
+
+
+def test_training_works_outside_the_main_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(training.fit(Stack(plan()), batches, bar=False)))
+    thread.start()
+    thread.join()
+    assert len(found[0]) == 3
+
+
+# ---- Batches read ahead ----------------------------------------------------------------------------------------------
+
+
+def test_batches_are_read_once_in_one_thread_one_ahead_and_never_past_the_end(monkeypatch):
+    seen, during, step = [], [], Stack.train_step
+
+    def source(at):
+        seen.append((at, threading.get_ident()))
+        return batches(at)
+
+    def slow(self, x):
+        time.sleep(0.01)
+        during.append((self.step, max(at for at, _ in seen)))
+        return step(self, x)
+
+    monkeypatch.setattr(Stack, "train_step", slow)
+    training.fit(Stack(plan(steps=30, resample=())), source, bar=False)
+    assert [at for at, _ in seen] == list(range(30)) and len({thread for _, thread in seen}) == 1
+    assert during == [(i, min(i + 1, 29)) for i in range(30)]
+    seen.clear()
+    training.fit(Stack(plan(steps=30)), source, bar=False)  # resampling reads in the same thread
+    assert len({thread for _, thread in seen}) == 1 and len(seen) > 30
+
+
+# ---- NaN on a device whose values are a wait ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_deferred_check_names_the_step_where_it_began(tmp_path, bad):
+    read, path = [], tmp_path / "stack.safetensors"
+
+    def spoiled(step):
+        read.append(step)
+        return batches(step) * (bad if step == 13 else 1)
+
+    s = Stack(plan(steps=8000, resample=()))  # of which every 40th is logged
+    s.deferred = True
+    with pytest.raises(training.Diverged, match="step 13, run r1: the activations held"):
+        training.fit(s, spoiled, path, every=math.inf, bar=False)
+    assert read[-1] in (40, 41) and not path.exists()
+    s = Stack(plan(resample=()))
+    s.deferred = True
+    with pytest.raises(training.Diverged, match="step 13"):
+        training.fit(s, spoiled, path, every=0.0, bar=False)
+    assert checkpoints.state(path)["step"] == 13  # none was written after it
+
+
+def test_a_deferred_check_names_run_and_term():
+    s = Stack(plan(lams=(0.1, math.inf, 0.1)))
+    s.deferred = True
+    with pytest.raises(training.Diverged, match="step 0, run r2: the sparsity term"):
+        training.fit(s, batches, bar=False)
+
+
+def test_a_deferred_check_reads_nothing_from_the_device():
+    s, x = Stack(plan()), torch.randn(7, 5)
+    s.deferred = True
+    terms = s.train_step(x)
+    with torch.device("meta"):
+        s.faults = torch.full((4, 3), -1)
+        s.rows = []
+    s.check(x.to("meta"), {k: t.to("meta") for k, t in list(terms.items())[:3]})  # a meta tensor has no values to read
+
+
+# ---- Resampling in bounded memory ----------------------------------------------------------------------------------
+
+
+def test_resampling_encodes_in_chunks_to_the_same_weights(monkeypatch):
+    from test_training import with_dead_latents
+
+    rows, seen = 28, []
+    one, other = with_dead_latents(plan()), with_dead_latents(plan())
+    one.resample(batches)
+    forward = type(other.sae(0)).encode
+    monkeypatch.setattr(resampling, "CHUNK", 5)
+    monkeypatch.setattr(type(other.sae(0)), "encode", lambda self, x: (seen.append(len(x)), forward(self, x))[1])
+    other.resample(batches)
+    assert max(seen) == 5 and sum(seen) == 2 * rows  # two of the three runs have dead latents
+    for name in one.w:
+        torch.testing.assert_close(one.w[name], other.w[name], rtol=0, atol=1e-6)
+
+
+# ---- Damaged stores ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path):
+    rows, n = 80_000, 64  # 10.24 MB: two whole segments and a part
+    x = torch.randn(rows, n, generator=torch.Generator().manual_seed(0)).bfloat16()
+    (tmp_path / activations.DATA).write_bytes(x.view(torch.uint16).numpy().tobytes())
+    activations._finish(tmp_path, n, {"rows": rows, "site": "mlp_out", "layer": 3})
+    return activations.Store.open(tmp_path)
+
+
+def flip(path, at):
+    with open(path, "r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 4]))
+
+
+@pytest.mark.parametrize("at", [0, 2**22 - 1, 2**22, 9_999_999, 80_000 * 128 - 1])
+def test_a_flipped_bit_anywhere_in_a_store_is_found_when_it_is_read(store, at):
+    flip(store.folder / activations.DATA, at)
+    damaged, place = activations.Store.open(store.folder), at // 2**22 * 2**22
+    with pytest.raises(activations.StoreError, match=rf"rows.bf16 is damaged .* byte {place:,} on.*delete .* again"):
+        for step in range(40):
+            damaged.batch(step, 2000, seed=0)
+
+
+def test_an_intact_store_is_checked_once_and_read_as_before(store, monkeypatch):
+    counted, crc = [], disk.zlib.crc32
+    monkeypatch.setattr(disk.zlib, "crc32", lambda part: (counted.append(len(part)), crc(part))[1])
+    rows = [store.batch(step, 2000, seed=0) for step in range(80)]
+    assert sum(counted) == 80_000 * 128 and len(counted) == 3
+    again = activations.Store(store.folder, {**store.meta, "checksums": {}})  # of an earlier version: not checked
+    assert all(torch.equal(x, again.batch(step, 2000, seed=0)) for step, x in enumerate(rows))
+
+
+@pytest.mark.parametrize("damage", ["scale", "cut"])
+def test_a_changed_meta_file_is_refused(store, damage):
+    path = store.folder / activations.META
+    text = path.read_text()
+    path.write_text(text[:-9] if damage == "cut" else text.replace('"scale": 0.', '"scale": 0.9', 1))
+    assert path.read_text() != text
+    with pytest.raises(activations.StoreError, match="meta.json is damaged"):
+        activations.Store.open(store.folder)
+
+
+def test_a_changed_state_in_a_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "stack.safetensors"
+    s = Stack(plan())
+    training.fit(s, batches, path, bar=False)
+    content = path.read_bytes()
+    changed = content.replace(b'\\"step\\": 40', b'\\"step\\": 39', 1)
+    assert changed != content
+    path.write_bytes(changed)
+    with pytest.raises(checkpoints.CheckpointError, match="stack.safetensors is damaged"):
+        Stack(plan()).resume(path)
+
+
+# ---- Full disks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left")])
+def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(tmp_path, monkeypatch, error):
+    path, s = tmp_path / "stack.safetensors", Stack(plan())
+    s.save(path)
+    before = path.read_bytes()
+
+    def full(tensors, name, header):
+        Path(name).write_bytes(b"half a file")
+        raise error
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(disk.WriteError, match="cannot write .*stack.safetensors: .*No space left.*make room"):
+        training.fit(s, batches, path, every=0.0, bar=False)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_sweep_on_a_full_disk_keeps_what_is_finished_and_goes_on_from_there(world, monkeypatch, fits):
+    folder, write, left = world("here"), Path.write_text, [1]
+
+    def fills_up(self, text, *args, **options):
+        if ".json." in self.name and "evidence" in str(self) and not left:
+            write(self, text[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if "evidence" in str(self):
+            left.pop()
+        return write(self, text, *args, **options)
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "write_text", fills_up)
+        with pytest.raises(disk.WriteError, match="json: .*No space left on device"):
+            runner.run(RUNS, "smoke")
+    assert list(files(folder)) == [RUNS[0].id] and len(list(folder.glob("evidence/smoke/*/*"))) == 1
+    kept = next(folder.glob("evidence/smoke/*/*")).read_bytes()
+    table = runner.run(RUNS, "smoke")
+    assert set(table["status"]) == {"done"} and fits == [(tuple(LAMS), 0), (tuple(LAMS), 27)]  # not a step made again
+    assert next(folder.glob(f"evidence/smoke/*/{RUNS[0].id}.json")).read_bytes() == kept
+    assert not list(folder.glob("checkpoints/*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.getuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk, monkeypatch):
+    path = small_disk / "a" / "weights.safetensors"
+    checkpoints.write(path, {"w": torch.zeros(150_000)}, {})
+    before = path.read_bytes()
+    with pytest.raises(disk.WriteError, match="weights.safetensors"):
+        checkpoints.write(path, {"w": torch.ones(150_000)}, {})
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
+    with pytest.raises(disk.WriteError, match="meta.json"):
+        disk.write_json(small_disk / "meta.json", {"text": "x" * 600_000})
+    with pytest.raises(OSError, match="make room"):
+        activations._allocate(small_disk / "store", 10_000, 64)
+    monkeypatch.setattr(activations.shutil, "disk_usage", lambda f: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    with pytest.raises(disk.WriteError, match="cannot reserve 1,280,000 bytes for .*rows.bf16"):
+        activations._allocate(small_disk / "store", 10_000, 64)
+    assert {p.name for p in small_disk.iterdir()} == {"a", "store"} and not list((small_disk / "store").iterdir())
+
+
+# ---- Sweeps that lose a part ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def undisturbed(world):
+    """The evidence of the sweep that nothing happened to."""
+    folder = world("whole")
+    runner.run(RUNS, "smoke")
+    world("here")
+    return folder
+
+
+def test_a_sweep_resumes_to_the_same_evidence(world, undisturbed, monkeypatch, fits):
+    fits.clear()
+    stopped_at(monkeypatch, 20)
+    assert not files(world("here"))
+    runner.run(RUNS, "smoke")
+    assert fits[0] == (tuple(LAMS), 0) and fits[1][0] == tuple(LAMS) and 18 <= fits[1][1] <= 21
+    assert files(world("here")) == files(undisturbed)
+
+
+def test_a_stack_whose_run_was_finished_meanwhile_goes_on_as_it_was(world, undisturbed, monkeypatch, fits):
+    fits.clear()
+    stopped_at(monkeypatch, 20)
+    here = world("here")
+    source = next(undisturbed.glob(f"evidence/smoke/*/{RUNS[1].id}.json"))
+    target = here / source.relative_to(undisturbed)
+    target.parent.mkdir(parents=True)
+    shutil.copy(source, target)
+    before = target.stat().st_mtime_ns
+    runner.run(RUNS, "smoke")
+    assert [lams for lams, _ in fits] == [tuple(LAMS)] * 2 and fits[1][1] >= 18  # all three, and no step twice
+    assert files(here) == files(undisturbed) and target.stat().st_mtime_ns == before
+    assert not list(here.glob("checkpoints/*"))
+
+
+def test_runs_added_to_a_stopped_sweep_form_a_stack_of_their_own(world, undisturbed, monkeypatch, fits):
+    monkeypatch.setattr(sys.modules[__name__], "RUNS", grid(BASE, lam=LAMS[:2]))
+    fits.clear()
+    stopped_at(monkeypatch, 20)
+    runner.run(grid(BASE, lam=LAMS), "smoke")
+    assert (
+        [lams for lams, _ in fits] == [tuple(LAMS[:2])] * 2 + [tuple(LAMS[2:])] and fits[1][1] >= 18 and not fits[2][1]
+    )
+
+
+def test_a_checkpoint_of_finished_runs_alone_is_deleted(world, undisturbed, monkeypatch, fits, capsys):
+    stopped_at(monkeypatch, 20)
+    here = world("here")
+    (old,) = here.glob("checkpoints/*")
+    shutil.copytree(undisturbed / "evidence", here / "evidence")
+    runner.run([*RUNS, *grid(BASE, lam=[0.7])], "smoke")
+    assert fits[-1] == ((0.7,), 0) and not list(here.glob("checkpoints/*"))
+    assert f"{old.name} holds finished runs alone: deleted" in capsys.readouterr().err
+
+
+# ---- Several processes ----------------------------------------------------------------------------------------------
+
+WORKER = """
+import os, sys, time, torch
+torch.set_num_threads(1)
+sys.path[:0] = {paths!r}
+import test_safety as t
+from pathlib import Path
+t.tiny_world(setattr)
+log, fit, source, name = Path({log!r}), t.runner.fit, t.runner.Site.batches, sys.argv[1]
+def watched(s, batches, checkpoint=None):
+    at = t.checkpoints.state(checkpoint)["step"] if checkpoint.exists() else 0
+    with open(log, "a") as file:
+        file.write(f"{{name}} {{s.plan.seed}} {{at}}\\n")
+    def slow(step):
+        time.sleep(0.5 if name == "victim" else 0.02)
+        return batches(step)
+    return fit(s, slow, checkpoint, every=0.0)
+t.runner.fit = watched
+Path(log.parent, name).touch()
+while not Path(log.parent, f"go-{{name}}").exists():
+    time.sleep(0.01)
+t.runner.run(t.SWEEP, "smoke")
+"""
+
+
+def wait_for(condition, processes, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline and all(p.poll() in (None, 0, -9) for p in processes), "a process failed"
+        time.sleep(0.02)
+    return found
+
+
+def test_processes_share_a_sweep_and_inherit_from_one_that_was_killed(world, tmp_path):
+    """One is killed in the middle of a stack, holding its lock; two others then finish the sweep together."""
+    whole, here, log = world("whole"), world("here"), tmp_path / "log"
+    here.mkdir()
+    code = WORKER.format(paths=[str(HERE.parent), str(HERE)], log=str(log))
+    names = ("victim", "second", "third")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    them = {n: subprocess.Popen([sys.executable, "-c", code, n], env=environment) for n in names}
+    try:
+        world("whole")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        runner.run(SWEEP, "smoke")
+        torch.set_num_threads(threads)
+        wait_for(lambda: all((tmp_path / n).exists() for n in names), them.values())
+        (tmp_path / "go-victim").touch()
+        (saved,) = wait_for(lambda: list(here.glob("checkpoints/*.safetensors")), them.values())
+        wait_for(lambda: checkpoints.state(saved)["step"] >= 3, them.values())
+        them["victim"].send_signal(signal.SIGKILL)
+        assert them["victim"].wait() == -signal.SIGKILL
+        for name in names[1:]:
+            (tmp_path / f"go-{name}").touch()
+        assert [them[n].wait(120) for n in names[1:]] == [0, 0]
+    finally:
+        for process in them.values():
+            process.kill()
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert lines[0] == ["victim", "0", "0"] and sorted(seed for _, seed, _ in lines[1:]) == ["0", "1", "2"]
+    assert {name for name, _, _ in lines[1:]} == {"second", "third"}  # both worked
+    assert next(int(at) for name, seed, at in lines[1:] if seed == "0") >= 3  # and one went on where the victim was
+    assert files(here) == files(whole) and len(files(here)) == len(SWEEP)
+    assert not list(here.glob("checkpoints/*"))
+
+
+def test_a_lock_does_not_depend_on_which_runs_are_left():
+    assert len({runner.kind(r) for r in RUNS}) == 1
+    others = [*grid(BASE, seed=[1]), *grid(BASE, M=[32]), *grid(BASE, layer=[0])]
+    assert len({runner.kind(r) for r in [RUNS[0], *others]}) == 4
+
+
+def test_an_evidence_file_under_a_wrong_hash_stops_the_sweep_by_name(world):
+    folder = world("here")
+    runner.run(RUNS[:1], "smoke")
+    (path,) = folder.glob("evidence/smoke/*/*.json")
+    record = json.loads(path.read_text())
+    record["run"]["lam"] = 0.07
+    path.write_text(json.dumps(record))
+    with pytest.raises(evidence.EvidenceError, match=f"{path.name} its id is not the hash of its fields"):
+        runner.run(RUNS, "smoke")
+    assert list(folder.glob("evidence/smoke/*/*.json")) == [path] and not list(folder.glob("checkpoints/*"))
