@@ -16,6 +16,7 @@ from gsae import stats
 COLOURS = {"gated": "#d1495b", "baseline": "#3d85c6", "truth": "#767b82", "relu": "#3d85c6", "jumprelu": "#d1495b"}
 LABELS = {"gated": "Gated SAE", "baseline": "baseline SAE, 1.5x as wide"}
 MARKERS = {"gated": "o", "baseline": "s"}
+L0, LOSS = "L0, latents on per token (log)", "loss recovered (log of what is missing)"
 STYLE = Path(__file__).parent / "paper.mplstyle"
 
 
@@ -70,6 +71,16 @@ def plain_log(axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def loss_axes(axes: Axes) -> None:
+    """L0 and 1 - loss recovered on log axes, up is better, ticks in loss recovered."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.invert_yaxis()
+    plain_log(axes.xaxis)
+    plain_log(axes.yaxis)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{1 - v:.4g}"))
+
+
 def points(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v) -> None:
     """Every finished run with its 95 % bootstrap interval in L0 and `y`; seeds of an arm share its colour."""
     for arch, rows in arms(df):
@@ -89,14 +100,8 @@ def pareto(df: pd.DataFrame, title: str = "") -> Figure:
     figure, axes = plt.subplots()
     points(axes, df, "loss_recovered", lambda v: 1 - v)
     if (df["status"] != "missing").any():
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.invert_yaxis()
-        plain_log(axes.xaxis)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{1 - v:.4g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    return finish(figure, axes, df, "L0, latents on per token (log)", "loss recovered (log of what is missing)", title)
+        loss_axes(axes)
+    return finish(figure, axes, df, L0, LOSS, title)
 
 
 @styled
@@ -108,7 +113,7 @@ def shrinkage(df: pd.DataFrame, title: str = "") -> Figure:
     if (df["status"] != "missing").any():
         axes.set_xscale("log")
         plain_log(axes.xaxis)
-    return finish(figure, axes, df, "L0, latents on per token (log)", "relative reconstruction bias gamma", title)
+    return finish(figure, axes, df, L0, "relative reconstruction bias gamma", title)
 
 
 @styled

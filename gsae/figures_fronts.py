@@ -1,0 +1,168 @@
+"""Figures of named series: ablations, repairs, pursuit and the known dictionary. Table in, figure out."""
+
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gsae import stats
+from gsae.figures import COLOURS, L0, LOSS, finish, loss_axes, plain_log, styled
+
+GREEN, GREY = "#4c9a5b", COLOURS["truth"]
+STYLES = {  # series -> colour, marker, line
+    "gated": (COLOURS["gated"], "o", "-"),
+    "baseline, 1.5x as wide": (COLOURS["baseline"], "s", "-"),
+    "baseline, same width": (COLOURS["baseline"], "s", "-"),
+    "unfrozen decoder": ("#c98b1b", "^", "-"),
+    "no r_mag": (GREEN, "v", "-"),
+    "untied encoders": ("#8e6bbf", "D", "-"),
+    "rescale & shift": (GREEN, "^", "-"),
+    "pruned (1%)": ("#3aa6a6", "v", ":"),
+    "pruned (5%)": ("#3aa6a6", "<", ":"),
+    "pruned, rescale & shift (1%)": ("#8e6bbf", "D", "--"),
+    "pruned, rescale & shift (5%)": ("#8e6bbf", "P", "--"),
+    "gated, pruned (1%)": ("#e08a95", "v", ":"),
+    "gated, pruned (5%)": ("#e08a95", "<", ":"),
+    "no auxiliary term": (GREY, "x", ":"),
+    "no step function": ("#b5651d", "P", ":"),
+    "auxiliary b_dec live": ("#b03a8c", "<", ":"),
+    "centring detached": ("#3aa6a6", ">", ":"),
+    "penalty on magnitudes": ("#6b7f2a", "*", ":"),
+}
+LEAST = 0.05  # latents a token: what is below is named in the legend and not drawn
+
+
+def done(df: pd.DataFrame) -> pd.DataFrame:
+    return df[df["status"] != "missing"]
+
+
+def draw(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v, bars: bool = True) -> None:
+    """Each series of a table with a line a seed and 95 % bootstrap intervals; what is off a log axis is named."""
+    for name, rows in done(df).groupby("series", sort=False):
+        colour, marker, line = STYLES[name]
+        drawn, label = rows[rows["l0"] >= LEAST].sort_values("l0"), name
+        if len(drawn) < len(rows):
+            label += f" ({len(rows) - len(drawn)} with L0 {rows['l0'].min():.2g}: off the axis)"
+        axes.plot([], [], color=colour, marker=marker, ls=line, label=label)
+        for _, one in drawn.groupby("seed"):
+            value = transform(one[y].astype(float))
+            axes.plot(one["l0"], value, color=colour, marker=marker, ls=line, lw=1, alpha=0.9)
+            if bars:
+                b = stats.intervals(one, [y], draws=200)
+                ends = np.sort(np.stack([transform(b[f"{y}_low"]), transform(b[f"{y}_high"])]), 0)
+                axes.errorbar(one["l0"], value, np.abs(ends - value.to_numpy()), fmt="none", color=colour, lw=0.9)
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """The names of the series above the panels: there are too many to lie among the points."""
+    if len(handles := axes.get_legend_handles_labels()[0]):
+        axes.get_legend().remove()
+        figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
+
+
+@styled
+def fronts(df: pd.DataFrame, title: str = "") -> Figure:
+    """L0 against loss recovered for every series, both on log axes as in the paper (Figs 8, 9)."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    draw(axes, df, "loss_recovered", lambda v: 1 - v)
+    if len(done(df)):
+        loss_axes(axes)
+    finish(figure, axes, df, L0, LOSS, title)
+    legend(figure, axes)
+    return figure
+
+
+@styled
+def gammas(df: pd.DataFrame, columns: Sequence[str] = ("gamma", "gamma_centred"), title: str = "") -> Figure:
+    """Relative reconstruction bias (Eq. 10) against L0, and the same about the mean; the band is 0.98 to 1.02."""
+    figure, panels = plt.subplots(1, len(columns), figsize=(6.8, 3.6), squeeze=False)
+    for axes, column in zip(panels[0], columns, strict=True):
+        axes.axhspan(0.98, 1.02, color=GREY, alpha=0.18, lw=0)
+        if len(done(df)):
+            draw(axes, df, column)
+            axes.set_xscale("log")
+            plain_log(axes.xaxis)
+        axes.set(xlabel=L0, title={"gamma": "gamma", "gamma_centred": "gamma about the mean"}[column])
+    finish(figure, panels[0, 0], df, L0, "relative reconstruction bias", " ".join([title, "gamma"]).strip())
+    legend(figure, panels[0, 0])
+    return figure
+
+
+@styled
+def forest(table: pd.DataFrame, xlabel: str, title: str = "", null: float = 1.0, band: float = 1.05) -> Figure:
+    """Ratios with intervals, a row each: `series, estimate, low, high` (text) and `t_low, t_high` (seeds), log axis."""
+    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.42 * max(2, len(table))))
+    axes.axvspan(null / band, null * band, color=GREY, alpha=0.18, lw=0)
+    axes.axvline(null, color=GREY, lw=0.9, ls="--")
+    for i, row in enumerate(table.itertuples()):
+        colour, marker, _ = STYLES[row.series]
+        if not np.isfinite(row.estimate):
+            axes.text(null * band, i, "  no shared range, or runs missing", va="center", fontsize=8)
+            continue
+        axes.plot([row.t_low, row.t_high], [i, i], color=colour, lw=4, alpha=0.3)
+        axes.plot([row.low, row.high], [i, i], color=colour, lw=1.6)
+        axes.plot(row.estimate, i, marker, color=colour)
+    axes.set_xscale("log")
+    plain_log(axes.xaxis)
+    axes.set(xlabel=xlabel, title=title, ylim=(len(table) - 0.5, -0.5))
+    axes.set_yticks(range(len(table)), table["series"])
+    return figure
+
+
+@styled
+def pursuits(df: pd.DataFrame) -> Figure:
+    """Fig. 10: loss recovered with at most `s` latents found by pursuit, against the L0 of the training run."""
+    sizes = sorted(set(df["s"]) - {0})
+    figure, panels = plt.subplots(1, len(sizes), figsize=(7.0, 3.4), sharex=True)
+    for axes, s in zip(panels, sizes, strict=True):
+        rows = df[df["s"] == s]
+        draw(axes, rows.assign(l0=rows["l0_run"]), "loss_recovered", lambda v: 1 - v)
+        axes.axvline(s, color=GREY, lw=0.9, ls="--")
+        if len(done(rows)):
+            loss_axes(axes)
+        axes.set(xlabel="L0 in training (log)", title=f"at most {s} latents")
+    panels[0].set_ylabel("loss recovered (log of what is missing)")
+    finish(figure, panels[0], df, "L0 in training (log)", LOSS, panels[0].get_title())
+    legend(figure, panels[0])
+    return figure
+
+
+@styled
+def encoder_gap(df: pd.DataFrame, title: str = "") -> Figure:
+    """Fig. 11: fronts of the encoders (lines) beside pursuit on each arm's best dictionary at each size (dashed)."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    rows = done(df)
+    draw(axes, rows[rows["s"] == 0], "loss_recovered", lambda v: 1 - v)
+    for name, of in rows[rows["s"] > 0].groupby("series", sort=False):
+        best = of.loc[of.groupby("s")["loss_recovered"].idxmax()].sort_values("l0")
+        colour, marker, _ = STYLES[name]
+        axes.plot(best["l0"], 1 - best["loss_recovered"], color=colour, marker=marker, ls="--", mfc="none",
+                  label=f"{name}: pursuit on the best dictionary")  # fmt: skip
+    if len(rows):
+        loss_axes(axes)
+    finish(figure, axes, df, L0, LOSS, title)
+    legend(figure, axes)
+    return figure
+
+
+@styled
+def known(df: pd.DataFrame, title: str = "") -> Figure:
+    """The known dictionary: slope of estimated on true magnitude, and cosine to the true directions, over the noise."""
+    figure, panels = plt.subplots(1, 2, figsize=(6.8, 3.6))
+    for axes, (column, name) in zip(panels, (("slope", "slope of magnitudes"), ("cosine", "cosine")), strict=True):
+        for arch, rows in df.groupby("arch") if len(df) else ():
+            colour, marker, _ = STYLES[{"baseline": "baseline, same width"}.get(arch, arch)]
+            axes.plot(rows["noise"], rows[column], marker, color=colour, alpha=0.4, ms=3)
+            mean = rows.groupby("noise")[column].mean()
+            axes.plot(mean.index, mean, color=colour, marker=marker, label=arch)
+        axes.axhline(1, color=GREY, lw=0.9, ls="--")
+        axes.set(xlabel="noise, standard deviation", title=name)
+    if len(df):
+        panels[0].legend()
+    else:
+        panels[0].text(0.5, 0.5, "no result on record", transform=panels[0].transAxes, ha="center")
+    figure.suptitle(title)
+    return figure

@@ -1,0 +1,192 @@
+"""Judges of why it works: ablations, repairs, dictionaries, resampling, and the known dictionary. No torch."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats as distributions
+
+from gsae import aftermath, evidence, experiments, results, series, stats
+from gsae.judges import arms, frontier, healthy
+from gsae.verdicts import NOT_RUN, NOT_TESTED, Verdict, about, graded, inside, interval, together, unfinished
+
+CLEARLY, HALF = 1.05, 0.5  # of delta CE at equal L0; of a gap, of the targets
+NEAR_SLOPE, NEAR_GAMMA = 0.05, 0.02  # of 1, in the known dictionary
+
+
+def above(found: dict, least: float) -> tuple[bool, bool, bool]:
+    return inside(found, least, np.inf)
+
+
+def ratios(df: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, str]:
+    """Delta CE of each arm over the gated SAE's at equal L0, and the same as text."""
+    table = series.against(df, names)
+    said = [f"{row.series} {interval(row._asdict())}" for row in table.itertuples(index=False)]
+    return table, "; ".join(said)
+
+
+def compared(df: pd.DataFrame, names: Sequence[str], conditions) -> Verdict:
+    """Arms of Fig. 8 against the gated SAE: `conditions` maps an arm to the bounds of its delta CE ratio."""
+    used = df[df["series"].isin([*names, series.GATED])]
+    if waiting := unfinished(used):
+        return waiting
+    table, said = ratios(df, names)
+    if not np.isfinite(table["estimate"]).all():
+        return Verdict(NOT_TESTED, f"no shared range of L0: {said}; {about(used)}")
+    parts = [inside(row._asdict(), *conditions[row.series]) for row in table.itertuples(index=False)]
+    return Verdict(together(parts), f"delta CE over the gated SAE's at equal L0: {said}; {about(used)}")
+
+
+def unfrozen(scale: str) -> Verdict:
+    """Fig. 8: clearly below is a ratio of delta CE above 1.05."""
+    name = "unfrozen decoder"
+    return compared(series.ablations(scale), [name], {name: (CLEARLY, np.inf)})
+
+
+def small_changes(scale: str) -> Verdict:
+    """Fig. 8: no r_mag and untied encoders within 1.05 of the gated SAE, either way; the baseline below it."""
+    close = (1 / CLEARLY, CLEARLY)
+    bounds = {"no r_mag": close, "untied encoders": close, series.WIDE: (1, np.inf)}
+    return compared(series.ablations(scale), list(bounds), bounds)
+
+
+def no_auxiliary(scale: str) -> Verdict:
+    """Pitfall of section 3.2: without the auxiliary term L0 is below 1, or below a tenth of the paper's arm's."""
+    df = series.ablations(scale)
+    shut, gated = df[df["series"] == "no auxiliary term"], df[df["series"] == series.GATED]
+    pairs = shut.merge(gated, on=["lam", "seed"], suffixes=("", "_gated"))
+    if waiting := unfinished(pd.concat([shut, gated])):
+        return waiting
+    near = ((pairs["l0"] < 1) | (pairs["l0"] < 0.1 * pairs["l0_gated"])).all()
+    said = ", ".join(f"{row.l0:.2g} instead of {row.l0_gated:.3g}" for row in pairs.itertuples())
+    return Verdict(graded(near, True, shut["seed"].nunique() > 1), f"L0 {said}; {about(shut)}")
+
+
+def shrinkage_alone(scale: str) -> Verdict:
+    """Fig. 9: the share of the gap that rescale & shift closes, with gamma within .05 of 1 afterwards."""
+    df = series.repaired(scale)
+    of = {name: rows for name, rows in df.groupby("series")}
+    used = pd.concat([of[name] for name in (series.RESCALED, series.SAME, series.GATED)])
+    if waiting := unfinished(used):
+        return waiting
+    after = healthy(of[series.RESCALED])["gamma"]
+    if not len(after) or not after.between(0.95, 1.05).all():
+        return Verdict(NOT_TESTED, f"gamma {after.min():.3f} to {after.max():.3f}: not repaired; {about(used)}")
+
+    def closed(name: str) -> dict:
+        return stats.by_seed((of[name], of[series.SAME], of[series.GATED]), stats.gap_closed)
+
+    found = closed(series.RESCALED)
+    if not np.isfinite(found["estimate"]):
+        return Verdict(NOT_TESTED, f"no shared range of L0, or no gap; {about(used)}")
+    strongest = [name for name in of if name.startswith(series.BOTH) and unfinished(of[name]) is None]
+    said = "; ".join(f"{name} {interval(closed(name))}" for name in strongest)
+    said = f"share closed {interval(found)}, gamma {after.min():.3f} to {after.max():.3f}; {said or 'no pruning yet'}"
+    return Verdict(graded(*inside(found, -np.inf, HALF)), f"{said}; {about(used)}")
+
+
+def tiny_activations(scale: str) -> Verdict:
+    """Limitations: Fig. 5 against the better of the baseline and its pruned versions at each L0."""
+    df = series.pruned(scale)
+    baseline = df[(df["arch"] == "baseline")]
+    found = frontier(df[df["series"] == series.GATED], baseline)
+    return Verdict(found.verdict, found.ours and f"against the baseline, pruned or not: {found.ours}")
+
+
+def best(rows: Sequence[dict]) -> float:
+    return min((row["delta_ce"] for row in rows), default=np.nan)
+
+
+def dictionaries(scale: str) -> Verdict:
+    """Fig. 10: the best dictionary of each arm at each number of latents; better at most of them."""
+    df = series.pursuits(scale)
+    if waiting := unfinished(df):
+        return waiting
+
+    def advantage(baseline: Sequence[dict], gated: Sequence[dict]) -> float:
+        return float(np.log(best(baseline) / best(gated))) if min(best(baseline), best(gated)) > 0 else np.nan
+
+    gated, baseline = arms(df)
+    found = {s: stats.by_seed([of[of["s"] == s] for of in (baseline, gated)], advantage) for s in aftermath.PURSUITS}
+    if not all(np.isfinite(one["estimate"]) for one in found.values()):
+        return Verdict(NOT_TESTED, f"nothing left to recover; {about(df)}")
+    passed = [above(one, 0) for one in found.values()]
+    most = [sum(column) > len(found) / 2 for column in zip(*passed, strict=True)]
+    said = "; ".join(f"at most {s}: {interval(one, exp=True)}" for s, one in found.items())
+    return Verdict(graded(*most), f"delta CE of the best dictionaries, baseline over gated, {said}; {about(df)}")
+
+
+def training_l0(scale: str) -> Verdict:
+    """Fig. 10: the L0 at which the best dictionary was trained, against the number of latents at test time."""
+    df = series.pursuits(scale)
+    df = df[df["s"] > 0]
+    if waiting := unfinished(df):
+        return waiting
+    chosen = df.loc[df.groupby(["arch", "seed", "s"])["delta_ce"].idxmin()]
+    most = (chosen["l0_run"] > chosen["s"]).groupby(chosen["seed"]).mean() > HALF
+    said = "; ".join(f"{row.arch}, {row.s}: trained at {row.l0_run:.0f}" for row in chosen.itertuples())
+    return Verdict(graded(most.all(), True, len(most) > 1), f"{said}; {about(df)}")
+
+
+def encoder_gap(scale: str) -> Verdict:
+    """Fig. 11: delta CE of the encoder over that of pursuit at equal L0, baseline's excess over gated's."""
+    df = series.pursuits(scale)
+    if waiting := unfinished(df):
+        return waiting
+    gated, baseline = arms(df)
+    parts = [of[(of["s"] == 0) == encoder] for of in (baseline, gated) for encoder in (True, False)]
+
+    def excess(b_encoder, b_pursuit, g_encoder, g_pursuit) -> float:
+        return stats.log_loss_ratio(b_encoder, b_pursuit) - stats.log_loss_ratio(g_encoder, g_pursuit)
+
+    found = stats.by_seed(parts, excess)
+    if not np.isfinite(found["estimate"]):
+        return Verdict(NOT_TESTED, f"no shared range of L0; {about(df)}")
+    return Verdict(graded(*above(found, 0)), f"gap, baseline over gated, {interval(found, exp=True)}; {about(df)}")
+
+
+def resampling(scale: str) -> Verdict:
+    """Appendix D: the share of dead latents with resampling, which has to be lower in both arms, and without."""
+    without, runs = evidence.load("resampling", scale), evidence.load("neurons", scale)
+    keys = ["arch", "lam", "seed"]
+    pairs = without.merge(runs, on=keys, suffixes=("", "_with"))
+    if waiting := unfinished(pd.concat([without, runs.merge(without[keys], on=keys)])):
+        return waiting
+    if (pairs["resample"] == pairs["resample_with"]).all():
+        return Verdict(NOT_TESTED, f"no run of this scale resamples; {about(without)}")
+    fewer = pairs["dead_fraction_with"] < pairs["dead_fraction"]
+    said = "; ".join(f"{r.arch}: {r.dead_fraction_with:.1%} dead with, {r.dead_fraction:.1%} without, L0 "
+                     f"{r.l0_with:.3g} and {r.l0:.3g}" for r in pairs.itertuples())  # fmt: skip
+    return Verdict(graded(fewer.all(), True, without["seed"].nunique() > 1), f"{said}; {about(without)}")
+
+
+def over_seeds(values: pd.Series) -> dict[str, float]:
+    """A mean with its interval over seeds, in the form of gsae.stats.by_seed; there is no evaluation text here."""
+    low, high = distributions.t.interval(0.95, len(values) - 1, values.mean(), values.sem()) if len(values) > 1 else (
+        np.nan, np.nan)  # fmt: skip
+    return {"estimate": values.mean(), "low": low, "high": high, "t_low": low, "t_high": high}
+
+
+def known_dictionary(scale: str) -> Verdict:
+    """Ours: gated gamma and slope near 1, its cosine at least the baseline's, the baseline's slope below 1."""
+    from gsae import known  # needs torch, to say which results there should be
+
+    at = experiments.scale(scale)
+    wanted = known.grid(at)
+    if missing := aftermath.missing(known.EXPERIMENT, wanted, at):
+        return Verdict(NOT_RUN, f"{len(wanted) - len(missing)} of {len(wanted)} results on record")
+    df = results.load(known.EXPERIMENT, at)
+    df = df[df["status"] == "done"]
+    columns = ["gamma", "slope", "cosine"]
+    gated, baseline = (df[df["arch"] == a].groupby("seed")[columns].mean() for a in ("gated", "baseline"))
+    found: Mapping[str, tuple[dict, tuple[float, float]]] = {
+        "gated gamma": (over_seeds(gated["gamma"]), (1 - NEAR_GAMMA, 1 + NEAR_GAMMA)),
+        "gated slope": (over_seeds(gated["slope"]), (1 - NEAR_SLOPE, 1 + NEAR_SLOPE)),
+        "baseline slope": (over_seeds(baseline["slope"]), (-np.inf, 1)),
+        "cosine, gated less baseline": (over_seeds(gated["cosine"] - baseline["cosine"]), (0, np.inf)),
+    }
+    bounds = lambda one: f" [{one['low']:.3f}, {one['high']:.3f}]" if len(gated) > 1 else ""  # noqa: E731
+    said = "; ".join(f"{name} {one['estimate']:.3f}{bounds(one)}" for name, (one, _) in found.items())
+    verdict = together([inside(one, *limits) for one, limits in found.values()])
+    seeds = f"{len(gated)} seeds" if len(gated) > 1 else "single seed"
+    return Verdict(verdict, f"{said}; scale {at}, {seeds}, {len(df)} results")

@@ -1,0 +1,87 @@
+"""Runs and results under the name of their series: what a figure draws and a verdict compares. No torch."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from gsae import aftermath, evidence, experiments, stats
+
+GATED, WIDE, SAME = "gated", "baseline, 1.5x as wide", "baseline, same width"
+RESCALED, PRUNED, BOTH = "rescale & shift", "pruned", "pruned, rescale & shift"
+ARMS = {  # Fig. 8, then ours: the switch that makes each arm
+    "unfrozen decoder": ("freeze", "none"),
+    "no r_mag": ("tie", "shared"),
+    "untied encoders": ("tie", "none"),
+    "no auxiliary term": ("auxiliary", False),
+    "no step function": ("step", False),
+    "auxiliary b_dec live": ("freeze", "W_dec"),
+    "centring detached": ("centre_grad", False),
+    "penalty on magnitudes": ("magnitude_l1", True),
+}
+PAPER_ARMS = ("unfrozen decoder", "no r_mag", "untied encoders")
+
+
+def arm(row) -> str:
+    """The series of a run: baseline, gated, or the ablation arm that its switches make."""
+    if row.arch == "baseline":
+        return WIDE
+    return next((name for name, (switch, value) in ARMS.items() if getattr(row, switch) == value), GATED)
+
+
+def named(df: pd.DataFrame) -> pd.DataFrame:
+    """A table of runs with the column `series`."""
+    return df.assign(series=[arm(row) for row in df.itertuples()])
+
+
+def ablations(scale: str | None = None) -> pd.DataFrame:
+    """The runs of Fig. 8 and the further arms."""
+    return named(evidence.load("ablations", scale))
+
+
+def control(row) -> str:
+    """The series of a control, with what pruning was allowed to cost."""
+    name = {"rescale_shift": RESCALED, "pruned": PRUNED, "pruned_rescale_shift": BOTH}[row.control]
+    return f"{name} ({row.increase:.0%})" if row.increase else name
+
+
+def controls(experiment: str, scale: str | None = None) -> pd.DataFrame:
+    """The controls of an experiment's runs, with the column `series`; those of a gated run begin with "gated, "."""
+    df = aftermath.table(aftermath.CONTROLS, experiment, scale)
+    return df.assign(series=[f"{'gated, ' * (row.arch == 'gated')}{control(row)}" for row in df.itertuples()])
+
+
+def repaired(scale: str | None = None) -> pd.DataFrame:
+    """Fig. 9: baselines of the gated width, the same repaired, and the Gated SAE."""
+    at = experiments.scale(scale)
+    gated = named(evidence.load("neurons", at))
+    same = evidence.load("same_width", at).assign(series=SAME)
+    return pd.concat([same, controls("same_width", at), gated[gated["series"] == GATED]], ignore_index=True)
+
+
+def pruned(scale: str | None = None) -> pd.DataFrame:
+    """Gated and 1.5 times wider baseline runs, as trained and with small activations pruned."""
+    at = experiments.scale(scale)
+    return pd.concat([named(evidence.load("neurons", at)), controls("neurons", at)], ignore_index=True)
+
+
+def pursuits(scale: str | None = None) -> pd.DataFrame:
+    """Figs 10, 11: the encoders' codes (`s` is 0) and pursuit with `s` latents, of both arms; `l0_run` is the training
+    run's L0 on its whole evaluation set.
+    """
+    df = aftermath.table(aftermath.ITO, "neurons", scale)
+    return named(df.assign(pursuit_tokens=df["tokens"], tokens=df["tokens_run"]))
+
+
+def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> pd.DataFrame:
+    """Delta CE of named series over a reference's at equal L0, a row each, with both intervals (not their logs).
+
+    NaN where no range of L0 is shared or where a run of the two is missing; `seeds` says over how many seeds.
+    """
+    rows = []
+    for name in names:
+        pair = [df[df["series"] == one] for one in (name, reference)]
+        whole = all(len(one) and (one["status"] != "missing").all() for one in pair)
+        found = stats.by_seed(pair if whole else [one.iloc[:0] for one in pair], stats.log_loss_ratio)
+        rows.append({"series": name, **{k: v if k == "seeds" else np.exp(v) for k, v in found.items()}})
+    return pd.DataFrame(rows)

@@ -1,0 +1,61 @@
+"""What a verdict is, and the one rule by which estimates and intervals become one. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
+NOT_TESTED, NOT_RUN = "not tested", "not yet run"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verdict with the numbers behind it, as text."""
+
+    verdict: str
+    ours: str = ""
+
+
+def graded(estimates: bool, text: bool, seeds: bool) -> str:
+    """`reproduced` where the estimates pass and so do both their intervals, over text and over seeds; `partly` where
+    the estimates alone do. With one seed there is no interval over seeds.
+    """
+    return REPRODUCED if estimates and text and seeds else PARTLY if estimates else NOT
+
+
+def unfinished(df: pd.DataFrame) -> Verdict | None:
+    """`not yet run` where a table has no rows or lacks some; None where all are on record."""
+    missing = int((df["status"] == "missing").sum()) if len(df) else 0
+    if len(df) and not missing:
+        return None
+    return Verdict(NOT_RUN, f"{len(df) - missing} of {len(df)} on record" if len(df) else "")
+
+
+def about(df: pd.DataFrame) -> str:
+    """Scale, seeds and tokens of the runs behind a number."""
+    tokens = sorted({f"{t / 1e6:.3g} M" if t >= 1e6 else f"{t / 1e3:.3g} k" for t in df["tokens"]})
+    seeds = df["seed"].nunique()
+    count = f"{seeds} seeds" if seeds > 1 else "single seed"
+    return f"scale {df['scale'].iloc[0]}, {count}, {', '.join(tokens)} tokens a run"
+
+
+def interval(found: Mapping, digits: int = 2, exp: bool = False) -> str:
+    """An estimate of gsae.stats.by_seed with its interval over text and, where there is one, over seeds."""
+    values = {k: np.exp(v) if exp else v for k, v in found.items() if k != "seeds"}
+    out = f"{values['estimate']:.{digits}f} [{values['low']:.{digits}f}, {values['high']:.{digits}f}]"
+    if np.isfinite(values["t_low"]):
+        out += f", over seeds [{values['t_low']:.{digits}f}, {values['t_high']:.{digits}f}]"
+    return out
+
+
+def inside(found: Mapping, low: float, high: float) -> tuple[bool, bool, bool]:
+    """Whether an estimate, its interval over text and its interval over seeds lie between two bounds."""
+    pairs = (("estimate", "estimate"), ("low", "high"), ("t_low", "t_high"))
+    return tuple(bool(low < found[a] and found[b] < high) for a, b in pairs)  # comparisons with NaN are false
+
+
+def together(parts: list[tuple[bool, bool, bool]]) -> str:
+    """The verdict of several conditions that all have to hold."""
+    return graded(*(all(column) for column in zip(*parts, strict=True)))
