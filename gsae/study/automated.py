@@ -15,7 +15,7 @@ from gsae.study.scores import CHANCE, INTRUDER, RULE
 
 STUDY, SCORES = "study", "study_scores"  # the experiment whose SAEs are compared, and that of their scores
 LATENTS = {"smoke": 8}  # drawn at random from the live ones of each SAE; 60 elsewhere
-TOKENS = {"smoke": 16_256}  # of evaluation text read; 500,000 elsewhere
+TOKENS = {"smoke": 16_256}  # of evaluation text read; 200,000 elsewhere, those of the runs' own evaluation
 NONE, SINGLE, RANDOM, SHUFFLED = CONTROLS = ("none", "single tokens", "random directions", "shuffled")
 SEED = 0
 
@@ -27,7 +27,7 @@ def wanted_scores(at: str) -> tuple[str, ...]:
 
 def sizes(at: str) -> tuple[int, int]:
     """Latents drawn from each SAE, and tokens of text read, at a scale."""
-    return LATENTS.get(at, 60), TOKENS.get(at, 500_000)
+    return LATENTS.get(at, 60), TOKENS.get(at, 200_000)
 
 
 def settings(run: str, control: str, score: str, at: str) -> dict:
@@ -67,16 +67,17 @@ def table(scale: str | None = None) -> pd.DataFrame:
             about = {"arm": sae.arm, "lm": lm, "site": site, "layer": layer, "l0": sae.l0}
             for control in CONTROLS:
                 rows += [about | settings(sae.run, control, score, at) for score in wanted_scores(at)]
-    rows = pd.DataFrame(rows, columns=["arm", "lm", "site", "layer", "l0", *settings("", "", "", at)])
-    rows["id"] = [
-        results.result_id(SCORES, settings(r.run, r.control, r.score, at), results.recipe(SCORES))
-        for r in rows.itertuples()
-    ]
-    found = results.load(SCORES, at)
+    for row in rows:
+        named = {k: row[k] for k in settings("", "", "", at)}
+        row["id"] = results.result_id(SCORES, named, results.recipe(SCORES))
+    columns = ["arm", "lm", "site", "layer", "l0", *settings("", "", "", at), "id"]
+    rows = pd.DataFrame(rows, columns=columns).astype({"id": object})
+    found = results.load(SCORES, at).astype({"id": object})
     found = found[["id", *(c for c in found if c not in rows)]]
     rows = rows.merge(found, "left", on="id")
     rows["status"] = rows["status"].fillna("missing").astype(str)
-    return rows.reindex(columns=[*rows, *(c for c in ("mean", "standard_error", "scored", "value") if c not in rows)])
+    late = ("mean", "standard_error", "scored", "value", "place")
+    return rows.reindex(columns=[*rows, *(c for c in late if c not in rows)])
 
 
 def done(rows: pd.DataFrame) -> pd.DataFrame:

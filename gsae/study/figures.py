@@ -1,0 +1,58 @@
+"""Figures of the study: a table in, a figure out, in the house style of `gsae.figures`."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gsae.figures import COLOURS, LABELS, MARKERS, styled
+from gsae.study import automated
+
+NAMES = {automated.RULE: "a simple rule: balanced accuracy", automated.INTRUDER: "intruder found"}
+ROWS = {automated.NONE: "latents"}
+
+
+def note(rows: pd.DataFrame, at: str) -> str:
+    """Scale, sizes, and what is missing."""
+    latents, tokens = automated.sizes(at)
+    text = f"scale {at}: {latents} latents an SAE, {tokens:,} tokens of text, bars 90 % BCa intervals"
+    text += {"smoke": ". A test of the code, not a result"}.get(at, "")
+    missing = int((rows["status"] == "missing").sum())
+    return text + (f". MISSING: {missing} of {len(rows)} scores" if missing else "")
+
+
+@styled
+def scores(rows: pd.DataFrame, at: str) -> Figure:
+    """Automated scores of both arms' latents and of each control: every latent a dot, means with 90 % intervals.
+
+    Args:
+        rows: of `automated.table`.
+    """
+    means, kept = automated.summary(rows), automated.done(rows)
+    shown = [s for s in NAMES if s in set(means["score"])]
+    figure, panels = plt.subplots(
+        max(len(shown), 1), 1, figsize=(6.4, 3.1 * max(len(shown), 1)), squeeze=False, layout="constrained"
+    )
+    rng = np.random.default_rng(0)
+    for axes, name in zip(panels[:, 0], shown, strict=False):
+        for shift, arm in ((-0.17, "gated"), (0.17, "baseline")):
+            for k, control in enumerate(automated.CONTROLS):
+                here = (kept["score"] == name) & (kept["arm"] == arm) & (kept["control"] == control)
+                values = np.concatenate([np.empty(0), *kept[here]["value"]]).astype(float)
+                at_y = k + shift + rng.uniform(-0.07, 0.07, len(values))
+                axes.plot(values, at_y, ls="", marker=".", ms=3, alpha=0.45, color=COLOURS[arm])
+                one = means[(means["score"] == name) & (means["arm"] == arm) & (means["control"] == control)]
+                for r in one.itertuples():
+                    axes.plot([r.low, r.high], [k + shift] * 2, color=COLOURS["truth"], lw=2.2, zorder=3)
+                    axes.plot(r.mean, k + shift, marker=MARKERS[arm], color=COLOURS[arm], mec=COLOURS["truth"],
+                              zorder=4, label=LABELS[arm] if k == 0 else None)  # fmt: skip
+        axes.axvline(automated.CHANCE[name], color=COLOURS["truth"], ls="--", lw=0.9)
+        axes.set(xlabel=f"{NAMES[name]} (dashed: chance)", ylim=(len(automated.CONTROLS) - 0.5, -0.6))
+        axes.set_yticks(range(len(automated.CONTROLS)), [ROWS.get(c, c) for c in automated.CONTROLS])
+    if shown:
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    else:
+        panels[0, 0].text(0.5, 0.5, "not yet run at this scale", ha="center", transform=panels[0, 0].transAxes)
+        panels[0, 0].set_axis_off()
+    figure.supxlabel(note(rows, at), fontsize=7.5, x=0.99, ha="right")
+    return figure
