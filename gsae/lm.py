@@ -1,6 +1,7 @@
 """All contact with a language model: load one, read a site's activations, measure the cross-entropy with a
 site replaced. Everything runs through TransformerLens' `TransformerBridge`."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -141,16 +142,25 @@ class LM:
         return Splice(self.bridge, self._check(tokens, [(site, layer)]), hook(site, layer), keep_pos0)
 
 
-def load(name: str, device: str = "auto", dtype: torch.dtype | str | None = None) -> LM:
+def load(
+    name: str,
+    device: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    device_map: str | dict | None = None,
+) -> LM:
     """Load a language model by name: one of `NAMES`, a Hugging Face repository ("owner/name"), or a folder.
 
     A name may end in "@revision": a commit, a tag or a branch.
-    `device`: "auto" is cuda if there is one, else cpu. `dtype`: None is float32 for gelu-1l-mini, for the others
+    `device`: "auto" is GSAE_LM_DEVICE if set, else cuda if there is one, else cpu. "auto-split" spreads a model that
+    one GPU does not hold over all of this process's GPUs (accelerate); `device_map` is accelerate's, to place it
+    oneself. `dtype`: None is float32 for gelu-1l-mini, for the others
     bfloat16 where the processor computes in it (half the time), else float32.
     Raises ModelError with the name and the remedy if the model cannot be had.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = os.environ.get("GSAE_LM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "auto-split":
+        device_map, device = device_map or "auto", "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None:
         fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         dtype = torch.bfloat16 if fast and name != "gelu-1l-mini" else torch.float32
@@ -164,15 +174,19 @@ def load(name: str, device: str = "auto", dtype: torch.dtype | str | None = None
             if source.startswith(legacy.PREFIXES):
                 bridge = legacy.boot(source, revision, words)
             else:
-                model = AutoModelForCausalLM.from_pretrained(source, revision=revision or "main", dtype=dtype).to(
-                    device
-                )
+                placed = {} if device_map is None else {"device_map": device_map}
+                model = AutoModelForCausalLM.from_pretrained(source, revision=revision or "main", dtype=dtype, **placed)
                 bridge = TransformerBridge.boot_transformers(
-                    source, hf_model=model, tokenizer=words, device=device, dtype=dtype
+                    source,
+                    hf_model=model if placed else model.to(device),
+                    tokenizer=words,
+                    device=None if placed else device,
+                    dtype=dtype,
                 )
         commit = access.commit(source, revision)
     weight = next(bridge.parameters())
-    if (weight.device, weight.dtype) != (torch.empty(0, device=device).device, dtype):
+    split = len(set((getattr(bridge.original_model, "hf_device_map", None) or {"": 0}).values())) > 1
+    if not split and (weight.device, weight.dtype) != (torch.empty(0, device=device).device, dtype):
         bridge.to(device, dtype, print_details=False)  # takes seconds even where there is nothing to do
     spec = NAMES.get(access.split(name)[0])
     return LM(bridge, name, spec and spec.context, commit)

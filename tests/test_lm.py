@@ -332,3 +332,21 @@ def test_a_model_that_cannot_be_had_is_named_with_the_remedy(hub):
         lms.load("gemma-7b", device="cpu")
     with pytest.raises(lms.ModelError, match="'gelu-1l'"):
         lms.load("gelu-1l", device="cpu")
+
+
+@pytest.mark.parametrize("options", [{"device_map": {"": "cpu"}}, {"device": "auto-split"}])
+def test_a_model_placed_by_a_device_map_is_the_same_model(hub, tokens, options, monkeypatch):
+    model = plain("llama")
+    folder = hub("someone/tiny")
+    model.save_pretrained(folder)
+    words().save_pretrained(folder)
+    seen, load = [], lms.AutoModelForCausalLM.from_pretrained
+    keep = lambda *a, **k: (seen.append(k.get("device_map")), load(*a, **k))[1]  # noqa: E731
+    monkeypatch.setattr(lms.AutoModelForCausalLM, "from_pretrained", keep)
+    ours = lms.load("someone/tiny", dtype="float32", **options)
+    assert seen == [options.get("device_map", "auto")]
+    close(ours.bridge(tokens, return_type="logits"), model(tokens).logits.detach())
+    key = ("mlp_out", 1)
+    clean = lms.load("someone/tiny", device="cpu", dtype="float32")
+    close(ours.activations(tokens, [key])[key], clean.activations(tokens, [key])[key])
+    close(ours.splice(tokens, *key).ce(None), clean.splice(tokens, *key).ce(None))
