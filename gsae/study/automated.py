@@ -15,7 +15,7 @@ from gsae.study.scores import CHANCE, INTRUDER, RULE
 
 STUDY, SCORES = "study", "study_scores"  # the experiment whose SAEs are compared, and that of their scores
 LATENTS = {"smoke": 8}  # drawn at random from the live ones of each SAE; 60 elsewhere
-TOKENS = {"smoke": 16_256}  # of evaluation text read; 200,000 elsewhere, those of the runs' own evaluation
+TOKENS = {"smoke": 16_256}  # of evaluation text read; 100,000 elsewhere
 NONE, SINGLE, RANDOM, SHUFFLED = CONTROLS = ("none", "single tokens", "random directions", "shuffled")
 SEED = 0
 
@@ -27,7 +27,7 @@ def wanted_scores(at: str) -> tuple[str, ...]:
 
 def sizes(at: str) -> tuple[int, int]:
     """Latents drawn from each SAE, and tokens of text read, at a scale."""
-    return LATENTS.get(at, 60), TOKENS.get(at, 200_000)
+    return LATENTS.get(at, 60), TOKENS.get(at, 100_000)
 
 
 def settings(run: str, control: str, score: str, at: str) -> dict:
