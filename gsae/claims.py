@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from gsae import experiments, judges, judges_exact, judges_why
 from gsae.verdicts import NOT, NOT_RUN, NOT_TESTED, PARTLY, REPRODUCED, Verdict
@@ -103,8 +104,8 @@ def verdicts(scale: str | None = None, link: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["item", "claim", "rule", "paper", "ours", "verdict", "link"])
 
 
-def of(chapter: str, scale: str | None = None) -> pd.DataFrame:
-    """The verdicts of one chapter, by the name of its notebook. Raises KeyError where no claim links to it."""
+def of(chapter: str, scale: str | None = None) -> Styler:
+    """The verdicts of one chapter as a table to show, by the name of its notebook. Raises KeyError where no claim links to it."""
     if not any(claim.link == f"notebooks/{chapter}" for claim in CLAIMS):
         known = ", ".join(sorted({claim.link.removeprefix("notebooks/") for claim in CLAIMS if claim.link}))
         raise KeyError(f"no claim links to {chapter!r}: expected one of {known}")

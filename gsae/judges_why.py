@@ -14,7 +14,7 @@ CLEARLY, HALF = 1.05, 0.5  # of delta CE at equal L0; of a gap, of the targets
 NEAR_SLOPE, NEAR_GAMMA = 0.05, 0.02  # of 1, in the known dictionary
 
 
-def above(found: dict, least: float) -> tuple[bool, bool, bool]:
+def above(found: dict, least: float | int) -> tuple[bool, ...]:
     return inside(found, least, np.inf)
 
 
@@ -179,7 +179,7 @@ def known_dictionary(scale: str) -> Verdict:
     df = df[df["status"] == "done"]
     columns = ["gamma", "slope", "cosine"]
     gated, baseline = (df[df["arch"] == a].groupby("seed")[columns].mean() for a in ("gated", "baseline"))
-    found: Mapping[str, tuple[dict, tuple[float, float]]] = {
+    found: Mapping[str, tuple[dict, tuple]] = {
         "gated gamma": (over_seeds(gated["gamma"]), (1 - NEAR_GAMMA, 1 + NEAR_GAMMA)),
         "gated slope": (over_seeds(gated["slope"]), (1 - NEAR_SLOPE, 1 + NEAR_SLOPE)),
         "baseline slope": (over_seeds(baseline["slope"]), (-np.inf, 1)),

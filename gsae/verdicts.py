@@ -8,6 +8,7 @@ import pandas as pd
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
 NOT_TESTED, NOT_RUN = "not tested", "not yet run"
+Truth = bool | np.bool_
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Verdict:
     ours: str = ""
 
 
-def graded(estimates: bool, text: bool, seeds: bool) -> str:
+def graded(estimates: Truth, text: Truth, seeds: Truth) -> str:
     """`reproduced` where the estimates pass and so do both their intervals, over text and over seeds; `partly` where
     the estimates alone do. With one seed there is no interval over seeds.
     """
@@ -50,12 +51,12 @@ def interval(found: Mapping, digits: int = 2, exp: bool = False) -> str:
     return out
 
 
-def inside(found: Mapping, low: float, high: float) -> tuple[bool, bool, bool]:
+def inside(found: Mapping, low: float | int, high: float | int) -> tuple[bool, ...]:
     """Whether an estimate, its interval over text and its interval over seeds lie between two bounds."""
     pairs = (("estimate", "estimate"), ("low", "high"), ("t_low", "t_high"))
     return tuple(bool(low < found[a] and found[b] < high) for a, b in pairs)  # comparisons with NaN are false
 
 
-def together(parts: list[tuple[bool, bool, bool]]) -> str:
+def together(parts: list[tuple[bool, ...]]) -> str:
     """The verdict of several conditions that all have to hold."""
     return graded(*(all(column) for column in zip(*parts, strict=True)))

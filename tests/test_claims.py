@@ -1,0 +1,247 @@
+"""Verdicts on tables whose answer is known: better, worse, apart, missing; with one seed and with three."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from gsae import aftermath, claims, evidence, judges, judges_exact, judges_why, results, series, stats, toy, verdicts
+from gsae.verdicts import NOT, NOT_RUN, NOT_TESTED, PARTLY, REPRODUCED
+
+ROOT = Path(__file__).parents[1]
+GROUPS, TOKENS = 8, 100.0
+ZERO, CLEAN = 6.0, 2.0  # cross-entropies, nats a token
+
+
+def run(l0, loss, seed=0, gamma=1.0, lam=0.1, dead=0.0, **fields):
+    """A finished run of given L0, 1 - loss recovered and gamma, and the sums behind it, equal groups but for noise."""
+    noise = 1 + 0.01 * np.cos(np.arange(GROUPS) + seed + 7 * l0)
+    ones = np.full(GROUPS, TOKENS)
+    sums = {
+        "tokens": ones, "l0": ones * l0 * noise, "error": 0.1 * ones, "xc_sq": ones, "x_hat_sq": gamma * ones,
+        "x_dot": ones, "x_hatc_sq": ones, "xc_dot": ones, "ce_tokens": ones, "ce_clean": CLEAN * ones,
+        "ce_zero": ZERO * ones, "ce_mean": 3.0 * ones, "ce_sae": (CLEAN + loss * (ZERO - CLEAN)) * ones,
+    }  # fmt: skip
+    named = {"arch": "gated", "lam": lam, "seed": seed, "tokens": 5000, "scale": "cpu", "status": "done"}
+    return named | {"sums": sums, "dead_fraction": dead} | stats.ratios(sums) | fields
+
+
+def front(factor, seeds=1, **fields):
+    """Four runs a seed on one power law, at `factor` times its L0; 1 % apart between seeds."""
+    l0s = 10 * 2.0 ** np.arange(4)
+    return pd.DataFrame([
+        run(l0 * factor * (1 + 0.01 * seed * (-1) ** i), 1 / l0, seed, lam=1 / l0, **fields)
+        for seed in range(seeds) for i, l0 in enumerate(l0s)
+    ])  # fmt: skip
+
+
+def missing(df):
+    return pd.concat([df, df.iloc[:1].assign(status="missing")], ignore_index=True)
+
+
+def test_a_better_frontier_is_partly_with_one_seed_and_reproduced_with_three():
+    for seeds, verdict in ((1, PARTLY), (3, REPRODUCED)):
+        found = judges.frontier(front(0.5, seeds), front(1.0, seeds, arch="baseline"))
+        assert found.verdict == verdict and found.ours.startswith("L0 ratio 0.50"), found
+        assert ("single seed" in found.ours) == (seeds == 1) == ("over seeds" not in found.ours)
+        assert "delta CE at equal L0 2.0" in found.ours and "scale cpu" in found.ours and "5 k tokens" in found.ours
+
+
+def test_a_worse_frontier_is_not_reproduced_however_sure():
+    assert judges.frontier(front(1.2, 3), front(1.0, 3)).verdict == NOT
+
+
+def test_an_estimate_whose_interval_over_seeds_holds_the_null_is_partly():
+    wide = front(0.97, 3)
+    wide["sums"] = [
+        s | {"l0": s["l0"] * (1, 0.8, 1.2)[seed]} for s, seed in zip(wide["sums"], wide["seed"], strict=True)
+    ]
+    wide = wide.assign(l0=[stats.ratios(s)["l0"] for s in wide["sums"]])
+    found = judges.frontier(wide, front(1.0, 3))
+    assert found.verdict == PARTLY and "over seeds" in found.ours
+
+
+def test_no_shared_range_is_not_tested_and_a_missing_run_not_yet_run():
+    apart = pd.DataFrame([run(10, 0.9), run(20, 0.8), run(40, 0.7)])
+    assert judges.frontier(front(1.0), apart).verdict == NOT_TESTED
+    found = judges.frontier(missing(front(0.5, 3)), front(1.0, 3))
+    assert found == verdicts.Verdict(NOT_RUN, "24 of 25 on record")
+    assert judges.frontier(front(1.0).iloc[:0], front(1.0).iloc[:0]).verdict == NOT_RUN
+
+
+def read(monkeypatch, **tables):
+    monkeypatch.setattr(evidence, "load", lambda name, scale=None: tables[name])
+
+
+@pytest.mark.parametrize(("factor", "note"), [(0.5, "at most 0.6"), (0.8, "above 0.6")])
+def test_half_the_latents_says_which_side(monkeypatch, factor, note):
+    read(monkeypatch, neurons=pd.concat([front(factor), front(1.0, arch="baseline")]))
+    found = judges.half_the_latents("cpu")
+    assert found.verdict == PARTLY and found.ours.startswith(note)
+
+
+def cells(factors, seeds=3):
+    names = [(site, layer) for layer in (8, 20) for site in judges.SITES]
+    return pd.concat([
+        front(f, seeds, arch=arch, site=site, layer=layer)
+        for (site, layer), factor in zip(names, factors, strict=False)
+        for arch, f in (("gated", factor), ("baseline", 1.0))
+    ])  # fmt: skip
+
+
+def test_sites_allow_one_cell_and_need_all_three(monkeypatch):
+    for factors, verdict in (([0.5] * 6, REPRODUCED), ([0.5] * 5 + [1.3], REPRODUCED), ([0.5] * 4 + [1.3] * 2, NOT)):
+        read(monkeypatch, pareto=cells(factors))
+        assert judges.sites("cpu").verdict == verdict, factors
+    read(monkeypatch, pareto=cells([0.5] * 6, seeds=1))
+    assert judges.sites("cpu").verdict == PARTLY
+    read(monkeypatch, pareto=cells([0.5]))
+    found = judges.sites("cpu")
+    assert found.verdict == NOT_RUN and "attn_z, resid_post" in found.ours and "L0 ratio 0.50" in found.ours
+
+
+def biased(baseline=(0.9, 0.8), gated=(1.0, 1.01), seeds=2, l0=20.0, **fields):
+    arms = (("gated", gated), ("baseline", baseline))
+    return pd.DataFrame([
+        run(l0, 0.1, seed, gamma=g, lam=0.1 * (i + 1), arch=arch, **fields)
+        for seed in range(seeds) for arch, values in arms for i, g in enumerate(values)
+    ])  # fmt: skip
+
+
+def test_gamma_needs_all_of_its_conditions():
+    assert judges.gamma(biased()).verdict == REPRODUCED
+    assert judges.gamma(biased(seeds=1)).verdict == PARTLY
+    assert judges.gamma(biased(baseline=(0.8, 0.9))).verdict == NOT  # rises with lambda
+    assert judges.gamma(biased(baseline=(1.01, 0.9))).verdict == NOT
+    assert judges.gamma(biased(gated=(1.0, 1.03))).verdict == NOT
+    assert judges.gamma(biased(l0=3.0)).verdict == judges.gamma(biased(dead=0.6)).verdict == NOT_TESTED
+    assert judges.gamma(missing(biased())).verdict == NOT_RUN
+
+
+def ablated(unfrozen=1.3, tied=1.01, untied=0.99, baseline=2.0, seeds=3):
+    named = {series.GATED: 1.0, "unfrozen decoder": unfrozen, "no r_mag": tied, "untied encoders": untied,
+             series.WIDE: baseline}  # fmt: skip
+    return pd.concat([front(factor, seeds, series=name) for name, factor in named.items()])
+
+
+def test_ablation_arms_against_their_bounds(monkeypatch):
+    def judged(judge, **factors):
+        monkeypatch.setattr(series, "ablations", lambda scale: ablated(**factors))
+        return judge("cpu").verdict
+
+    assert judged(judges_why.unfrozen) == REPRODUCED and judged(judges_why.unfrozen, seeds=1) == PARTLY
+    assert judged(judges_why.unfrozen, unfrozen=1.03) == NOT
+    assert judged(judges_why.small_changes) == REPRODUCED
+    assert judged(judges_why.small_changes, untied=1.1) == judged(judges_why.small_changes, untied=0.9) == NOT
+    assert judged(judges_why.small_changes, baseline=0.98) == NOT
+
+
+def test_the_ratios_of_the_forest_are_those_of_the_arms():
+    table = series.against(ablated(), ["unfrozen decoder", "untied encoders", "no such arm"])
+    np.testing.assert_allclose(table["estimate"][:2], [1.3, 0.99], rtol=1e-2)
+    assert np.isnan(table["estimate"][2])
+
+
+def test_without_an_auxiliary_term(monkeypatch):
+    for l0, seeds, verdict in ((0.5, 1, PARTLY), (1.9, 2, REPRODUCED), (2.5, 2, NOT)):
+        arms = {series.GATED: 20.0, "no auxiliary term": l0}
+        df = pd.DataFrame([run(v, 0.1, seed, series=name) for seed in range(seeds) for name, v in arms.items()])
+        monkeypatch.setattr(series, "ablations", lambda scale, df=df: df)
+        assert judges_why.no_auxiliary("cpu").verdict == verdict
+
+
+def test_share_of_the_gap(monkeypatch):
+    def judged(factor, gamma=1.0, seeds=3):
+        parts = {series.SAME: 1.0, series.GATED: 0.5, series.RESCALED: factor}
+        df = pd.concat([front(f, seeds, series=name, gamma=gamma) for name, f in parts.items()])
+        monkeypatch.setattr(series, "repaired", lambda scale: df)
+        return judges_why.shrinkage_alone("cpu")
+
+    found = judged(0.9)  # on a power law of slope -1, delta CE at equal L0 is in proportion: .1 of .5
+    assert found.verdict == REPRODUCED and "share closed 0.20" in found.ours
+    assert judged(0.9, seeds=1).verdict == PARTLY and judged(0.6).verdict == NOT
+    assert judged(0.9, gamma=0.9).verdict == NOT_TESTED
+
+
+def pursued(advantage=1.3, excess=2.0, trained=200, seeds=3):
+    """Pursuit on one power law an arm, and encoders that need some times as many latents."""
+    rows = []
+    for arch, worse, gap in (("gated", 1.0, 1.2), ("baseline", advantage, 1.2 * excess)):
+        for seed in range(seeds):
+            drift = 1 + 0.01 * seed
+            rows += [run(s, worse * drift / s, seed, arch=arch, s=s, l0_run=trained) for s in aftermath.PURSUITS]
+            rows += [run(l0, worse * gap / l0, seed, arch=arch, s=0, l0_run=trained) for l0 in (15, 40, 90)]
+    return pd.DataFrame(rows)
+
+
+def test_dictionaries_encoders_and_training_l0(monkeypatch):
+    def judged(judge, **options):
+        monkeypatch.setattr(series, "pursuits", lambda scale: pursued(**options))
+        return judge("cpu").verdict
+
+    for judge in (judges_why.dictionaries, judges_why.encoder_gap, judges_why.training_l0):
+        assert judged(judge) == REPRODUCED and judged(judge, seeds=1) == PARTLY, judge
+    assert judged(judges_why.dictionaries, advantage=0.9) == NOT
+    assert judged(judges_why.encoder_gap, excess=0.8) == NOT
+    assert judged(judges_why.training_l0, trained=5) == NOT
+
+
+def test_resampling(monkeypatch):
+    for dead, verdict in ((0.3, PARTLY), (0.05, NOT)):
+        without = pd.DataFrame([run(20, 0.1, dead=dead, arch=a, resample=()) for a in ("gated", "baseline")])
+        runs = without.assign(resample=[(0.15,)] * 2, dead_fraction=0.1)
+        read(monkeypatch, resampling=without, neurons=runs)
+        assert judges_why.resampling("cpu").verdict == verdict
+    read(monkeypatch, resampling=without, neurons=without)
+    assert judges_why.resampling("cpu").verdict == NOT_TESTED
+
+
+def test_known_dictionary(monkeypatch):
+    def judged(seeds=3, **gated):
+        rows = [
+            {"arch": arch, "seed": seed, "status": "done"} | values
+            for seed in range(seeds)
+            for arch, values in {
+                "gated": {"gamma": 1.0 + 0.001 * seed, "slope": 1.01 + 0.001 * seed, "cosine": 0.98} | gated,
+                "baseline": {"gamma": 0.8, "slope": 0.8 + 0.001 * seed, "cosine": 0.95 + 0.001 * seed},
+            }.items()
+        ]
+        monkeypatch.setattr(results, "load", lambda name, scale: pd.DataFrame(rows))
+        return judges_why.known_dictionary("cpu").verdict
+
+    monkeypatch.setattr(aftermath, "missing", lambda kind, of, at: [])
+    assert judged() == REPRODUCED and judged(seeds=1) == PARTLY
+    assert judged(slope=0.9) == judged(cosine=0.9) == judged(gamma=0.95) == NOT
+    monkeypatch.setattr(aftermath, "missing", lambda kind, of, at: list(of)[:1])
+    assert judged() == NOT_RUN
+
+
+def test_exact_claims_hold_and_a_wrong_toy_fails(monkeypatch):
+    for judge in (judges_exact.one_latent, judges_exact.equations, judges_exact.jump_relu, judges_exact.toy_model):
+        assert judge("smoke").verdict == REPRODUCED, judge
+    monkeypatch.setattr(toy, "jump_relu", lambda z, theta: z * (z > theta))  # wrong below 0
+    assert judges_exact.jump_relu("smoke").verdict == NOT
+    monkeypatch.setitem(judges_exact.ZERO, "auxiliary", {"r_mag", "b_mag"})  # as if the decoder were not frozen
+    assert judges_exact.equations("smoke").verdict == NOT
+
+
+def test_operations_of_a_step_are_ten_and_fourteen_products():
+    n, M, b = 16, 64, 8  # the centring's share of the gradient, M n without the batch, is counted too
+    assert judges_exact.operations("baseline", n, M, b) == pytest.approx(10 * n * M * b, rel=0.05)
+    assert judges_exact.operations("gated", n, M, b) == pytest.approx(14 * n * M * b, rel=0.05)
+
+
+def test_every_claim_states_its_rule_and_links_to_a_chapter(monkeypatch, tmp_path):
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+    chapters = {c["file"] for part in parts for c in part["chapters"]}
+    for claim in claims.CLAIMS:
+        assert len(claim.rule) > 5 and claim.sentence and (claim.link in chapters or not claim.judge), claim
+    monkeypatch.setenv("GSAE_EVIDENCE", str(tmp_path))
+    df = claims.verdicts("cpu")
+    assert len(df) == len(claims.CLAIMS) and set(df["verdict"]) == {REPRODUCED, NOT_RUN}
+    assert claims.markdown("cpu").count("\n") == len(df) + 2
+    assert len(claims.of("06_ablations", "cpu").data) >= 3
+    with pytest.raises(KeyError, match="06_ablations"):
+        claims.of("no_such_chapter", "cpu")
