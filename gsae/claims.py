@@ -105,7 +105,7 @@ def verdicts(scale: str | None = None, link: str | None = None) -> pd.DataFrame:
 
 
 def of(chapter: str, scale: str | None = None) -> Styler:
-    """The verdicts of one chapter as a table to show, by the name of its notebook. Raises KeyError where no claim links to it."""
+    """The verdicts of one chapter, by the name of its notebook, to show. Raises KeyError where no claim links to it."""
     if not any(claim.link == f"notebooks/{chapter}" for claim in CLAIMS):
         known = ", ".join(sorted({claim.link.removeprefix("notebooks/") for claim in CLAIMS if claim.link}))
         raise KeyError(f"no claim links to {chapter!r}: expected one of {known}")
