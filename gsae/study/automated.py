@@ -15,7 +15,7 @@ from gsae.study.scores import CHANCE, INTRUDER, RULE
 
 STUDY, SCORES = "study", "study_scores"  # the experiment whose SAEs are compared, and that of their scores
 LATENTS = {"smoke": 8}  # drawn at random from the live ones of each SAE; 60 elsewhere
-TOKENS = {"smoke": 16_256}  # of evaluation text read; 100,000 elsewhere
+TOKENS = {"smoke": 4_064}  # of evaluation text read; 100,000 elsewhere
 NONE, SINGLE, RANDOM, SHUFFLED = CONTROLS = ("none", "single tokens", "random directions", "shuffled")
 SEED = 0
 
