@@ -135,9 +135,7 @@ SETTINGS: dict[str, dict] = {
                   tokens=300_000 * 4096, batch=4096, M=131_072, lr=3e-4, lam_warmup=0.0, lr_decay=0.0,
                   resample=(1 / 12, 2 / 12, 3 / 12, 4 / 12), eval_tokens=2**20, ce_tokens=2**20),
 }  # fmt: skip
-MINI = dict(
-    lm="gelu-1l-mini", site="mlp_neurons", layer=0, M=2048, eval_tokens=100_000, ce_tokens=65_536
-)  # at cpu, in place of GELU-1L
+MINI = dict(lm="gelu-1l-mini", site="mlp_neurons", layer=0, M=2048, eval_tokens=100_000, ce_tokens=65_536)
 PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
 SMOKE_LAMBDAS = [0.1, 0.4]
 
@@ -164,11 +162,8 @@ def base(scale: str) -> Run:
 def pilot(scale: str) -> list[Run]:
     """Eight lambdas an architecture and site (two at smoke): from these the grids of the other sweeps are chosen."""
     deep = both(grid(Run(**SETTINGS[scale]), lam=SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS))
-    return (
-        deep + both(grid(replace(base(scale), tokens=512_000, eval_tokens=200_000), lam=PILOT_LAMBDAS))
-        if scale == "cpu"
-        else deep
-    )
+    mini = replace(base(scale), tokens=512_000, eval_tokens=200_000)
+    return deep + both(grid(mini, lam=PILOT_LAMBDAS)) if scale == "cpu" else deep
 
 
 def neurons(scale: str) -> list[Run]:

@@ -78,7 +78,9 @@ def gamma(df: pd.DataFrame) -> Verdict:
     text = near["gamma_low"].ge(0.98).all() and near["gamma_high"].le(1.02).all() and below["gamma_high"].lt(1).all()
     said = f"gated {gated['gamma'].min():.3f} to {gated['gamma'].max():.3f} in {len(gated)} healthy runs; baseline "
     said += f"{baseline['gamma'].min():.3f} to {baseline['gamma'].max():.3f}, {'' if falling else 'not '}falling with "
-    return Verdict(graded(estimates, text, len(runs) > 1), f"{said}lambda; {about(df)}")
+    said += f"lambda; at L0 {HEALTHY_L0:g} and more {healthy(baseline)['gamma'].min():.3f} to "
+    said += f"{healthy(baseline)['gamma'].max():.3f}" if len(healthy(baseline)) else "none"
+    return Verdict(graded(estimates, text, len(runs) > 1), f"{said}; {about(df)}")
 
 
 def gamma_neurons(scale: str) -> Verdict:
@@ -89,6 +91,9 @@ def gamma_neurons(scale: str) -> Verdict:
 def gamma_deep(scale: str) -> Verdict:
     """Fig. 14, at every site of a deeper model there is."""
     df = evidence.load("pareto", scale)
+    if df.loc[df["site"].isin(SITES), "file"].astype(str).str.startswith("pilot/").all():
+        df = df[df["site"].isin(SITES)]
+        return Verdict(NOT_RUN, f"the pilot alone, on which no verdict rests: {gamma(df).ours}" if len(df) else "")
     found = [gamma(of) for _, of in df[df["site"].isin(SITES)].groupby(["site", "layer"])]
     if len(found) != 1:  # several sites: all have to hold
         order = (NOT_RUN, NOT, NOT_TESTED, "partly", REPRODUCED)
