@@ -81,9 +81,8 @@ def blocks_per_pass(context: int) -> int:
 
 
 def plain(run: Run) -> bool:
-    """Whether the closed form trains it: the baseline, and the Gated SAE without ablation."""
-    default = Run(arch=run.arch)
-    return run.arch in ("baseline", "gated") and run.switches == default.switches
+    """Whether a closed form trains it: the baseline, and every arm of the Gated SAE that has the step function."""
+    return run.arch == "baseline" or (run.arch == "gated" and run.step)
 
 
 def matrices(run: Run) -> int:
@@ -113,18 +112,22 @@ def step_bytes(run: Run) -> int:
     if not plain(run):
         return 10 * matrices(run) * nM + 44 * bM
     codes = 1 if run.arch == "baseline" else 2
-    return max(4 * nM + (4 + 4 * codes) * bM, 8 * nM + (4 + 2 * codes) * bM) + 8 * run.batch * width(run)
+    late = 6 if run.arch == "baseline" else 10  # what came back through the auxiliary decode is still there
+    return max(4 * nM + (4 + 4 * codes) * bM, 8 * nM + late * bM) + 8 * run.batch * width(run)
 
 
 def step_flops(run: Run) -> int:
     """Operations of the matrix products of one training step: 14 n M a sample for gated, 10 n M for the baseline;
-    by autograd 2 n M more for each encoder, whose input has a gradient too (`b_dec`).
+    4 n M more for an untied encoder, 2 n M for a live auxiliary dictionary, and, by autograd, 2 n M for each encoder,
+    whose input has a gradient too (`b_dec`).
     """
-    products = 5 if run.arch == "baseline" else 7 if run.auxiliary else 5
+    if run.arch == "baseline":
+        return 2 * 5 * width(run) * run.M * run.batch
+    encoders = matrices(run) - 1
+    products = (7 if run.auxiliary else 5) + 2 * (encoders - 1)
+    products += run.auxiliary and run.freeze in ("b_dec", "none")
     if not plain(run):
-        encoders = matrices(run) - 1
-        products += 2 * (encoders - 1) + encoders * run.centre_grad
-        products += run.auxiliary and run.freeze in ("b_dec", "none")
+        products += encoders * run.centre_grad
     return 2 * products * width(run) * run.M * run.batch
 
 

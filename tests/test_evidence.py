@@ -19,7 +19,7 @@ def own_folder(tmp_path, monkeypatch):
 
 
 def record(run=None, scale="smoke", dirty=False, l0=5.0):
-    run = run or experiments.runs("pareto", scale)[0]
+    run = run or experiments.runs("pilot", scale)[0]
     sums = {k: (np.arange(128) % 7 + 1.0) for k in (*metrics.ACTIVATION_SUMS, *metrics.CE_SUMS)}
     sums |= {"l0": sums["tokens"] * l0, "ce_zero": 3 * sums["ce_tokens"], "ce_mean": 3 * sums["ce_tokens"]}
     columns = ["step", "tokens", "lam", "lr", "reconstruction", "sparsity", "auxiliary", "l0", "dead"]
@@ -34,7 +34,7 @@ def record(run=None, scale="smoke", dirty=False, l0=5.0):
 
 def test_round_trip_and_missing_rows():
     evidence.write(record())
-    df = evidence.load("pareto", "smoke")
+    df = evidence.load("pilot", "smoke")
     assert list(df["status"]) == ["done", "missing", "missing", "missing"]
     assert df["l0"][0] == pytest.approx(5.0) and len(df["curve"][0]) == 3
 
@@ -68,7 +68,7 @@ def test_an_edited_file_is_caught(edit):
     text = json.dumps(data)
     path.write_text(text[:-100] if edit == "cut" else text)
     with pytest.raises(evidence.EvidenceError, match=path.name):
-        evidence.load("pareto", "smoke")
+        evidence.load("pilot", "smoke")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
@@ -80,7 +80,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 def test_an_older_recipe_is_shown_and_labelled(monkeypatch):
     evidence.write(record())
     monkeypatch.setitem(experiments.RECIPES, "gated", 2)
-    assert evidence.load("pareto", "smoke")["status"][0] == "old recipe"
+    assert evidence.load("pilot", "smoke")["status"][0] == "old recipe"
 
 
 def test_ids_depend_on_every_field():
@@ -129,9 +129,9 @@ def test_every_experiment_lists_at_every_scale(scale):
 
 
 def table():
-    for i, run in enumerate(experiments.runs("pareto", "smoke")[:3]):
+    for i, run in enumerate(experiments.runs("pilot", "smoke")[:3]):
         evidence.write(record(run, l0=5.0 + i))
-    return evidence.load("pareto", "smoke")
+    return evidence.load("pilot", "smoke")
 
 
 @pytest.mark.parametrize("name", ["pareto", "shrinkage", "lambda_map", "curves", "density"])
