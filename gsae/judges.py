@@ -91,9 +91,9 @@ def gamma_neurons(scale: str) -> Verdict:
 def gamma_deep(scale: str) -> Verdict:
     """Fig. 14, at every site of a deeper model there is."""
     df = evidence.load("pareto", scale)
-    if df.loc[df["site"].isin(SITES), "file"].astype(str).str.startswith("pilot/").all():
-        df = df[df["site"].isin(SITES)]
-        return Verdict(NOT_RUN, f"the pilot alone, on which no verdict rests: {gamma(df).ours}" if len(df) else "")
+    deep = df[df["site"].isin(SITES)]
+    if len(deep) and "file" in deep and deep["file"].astype(str).str.startswith("pilot/").all():
+        return Verdict(NOT_RUN, f"the pilot alone, on which no verdict rests: {gamma(deep).ours}")
     found = [gamma(of) for _, of in df[df["site"].isin(SITES)].groupby(["site", "layer"])]
     if len(found) != 1:  # several sites: all have to hold
         order = (NOT_RUN, NOT, NOT_TESTED, "partly", REPRODUCED)
