@@ -92,9 +92,11 @@ def test_what_is_on_record_is_read_and_only_what_is_missing_computed(record_of_t
     assert list(automated.table("smoke")["status"]).count("missing") == 1
     seen, original = [], pipeline.collect_one
     monkeypatch.setattr(pipeline, "collect_one", lambda sae, *rest: (seen.append(sae.run), original(sae, *rest)))
+    kept = {file: file.stat().st_mtime_ns for file in evidence.root("smoke").glob("study_scores/*.json")}
     again = pipeline.run("smoke")
     assert seen == [first["run"][5]] and json.loads(before)["values"] == json.loads(gone.read_text())["values"]
     pd.testing.assert_series_equal(first["mean"], again["mean"])
+    assert len(kept) == len(first) - 1 and all(file.stat().st_mtime_ns == at for file, at in kept.items())
     monkeypatch.setattr(pipeline, "Place", None)  # nothing is loaded where nothing is missing
     pipeline.run("smoke")
 
