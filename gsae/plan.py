@@ -96,7 +96,8 @@ def measured(at: str, device: str = "cpu") -> tuple[float, str]:
     of_runs = (f for f in files if '"run": {' in f.read_text())  # not of results that are computed from runs
     for record in map(evidence.read, islice(of_runs, LATEST)):
         run, origin = Run.of(record["run"]), record["provenance"]
-        if origin["device"] == device and run.lm in sizes.SHAPES:
+        timed = origin["seconds"] > 0  # a run of less than 0.05 s is recorded as 0.0
+        if origin["device"] == device and run.lm in sizes.SHAPES and timed:
             rates.append((sizes.train_flops(run) + sizes.evaluation_flops(run)) / origin["seconds"])
     if rates:
         return statistics.median(rates), f"measured in {len(rates)} runs on record"

@@ -323,6 +323,12 @@ def test_speed_is_measured_on_record_of_the_same_device(record):
     assert plan.measured("smoke")[1].startswith("assumed")
 
 
+def test_a_run_too_short_to_time_says_nothing_of_the_speed(record):
+    """Seconds are recorded to a tenth: the tiny runs of a test round to none."""
+    record(seconds=0.0, device="cpu")
+    assert plan.measured("cpu")[1].startswith("assumed")
+
+
 def test_an_estimate_adds_up(tmp_path):
     runs = [Run(lam=v) for v in (0.1, 0.2)] + [Run(lam=0.1, layer=20)]
     whole = plan.estimate(runs, 1e10, cache=tmp_path)
