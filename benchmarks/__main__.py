@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from benchmarks.cases import Case, read_data, write_data
 from benchmarks.matmul import Machine
 from benchmarks.ours import Ours
 from benchmarks.peers import PYTHON, ROOT, SETTINGS, Peer, PeerError, Peers
+from gsae import disk
 
 FOLDER = ROOT / "book" / "evidence" / "bench"
 REFERENCE = 576, 2304, 2048  # n, M, batch: SmolLM2's width, the `cpu` scale's M and batch
@@ -148,10 +148,8 @@ def bench(
 
 
 def write(record: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    with disk.replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def default_path(record: dict, whole: bool) -> Path:

@@ -159,6 +159,11 @@ def base(scale: str) -> Run:
     return Run(**SETTINGS[scale] | (MINI if scale == "cpu" else {}))
 
 
+def lambdas(scale: str) -> list[float]:
+    """The lambdas of the sweeps on `base`, at a scale without a pilot of its own the pilot's inner ones."""
+    return LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])
+
+
 def pilot(scale: str) -> list[Run]:
     """Eight lambdas an architecture and site (two at smoke): from these the grids of the other sweeps are chosen."""
     deep = both(grid(Run(**SETTINGS[scale]), lam=SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS))
@@ -168,7 +173,7 @@ def pilot(scale: str) -> list[Run]:
 
 def neurons(scale: str) -> list[Run]:
     """Figs 5, 6: MLP neurons of a one-layer model, gated and baseline."""
-    return both(grid(base(scale), lam=LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])))
+    return both(grid(base(scale), lam=lambdas(scale)))
 
 
 def pareto(scale: str) -> list[Run]:
@@ -177,20 +182,18 @@ def pareto(scale: str) -> list[Run]:
         from gsae import paper_scale
 
         return paper_scale.runs("pareto")
-    return (
-        neurons(scale) + [r for r in pilot(scale) if r.lm == "smollm2"] if scale in ("smoke", "cpu") else neurons(scale)
-    )
+    return neurons(scale) + [r for r in pilot(scale) if r.lm == "smollm2"]  # none of these at gpu
 
 
 def rates(scale: str) -> list[Run]:
     """Learning rates at two lambdas, both architectures, so that neither arm is handicapped; no verdict rests on it."""
-    lams = LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])
+    lams = lambdas(scale)
     return both(grid(base(scale), lr=[3e-4, 7.5e-4, 1e-3], lam=lams[1::2][:2] if scale != "smoke" else lams[:1]))
 
 
 def ablations(scale: str) -> list[Run]:
     """Fig. 8 and further arms, by the side of the gated and baseline runs of `neurons`."""
-    run, lams = base(scale), LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])
+    run, lams = base(scale), lambdas(scale)
     main, few = (lams, lams[:1]) if scale == "smoke" else (lams[:4], lams[1:3])
     found = neurons(scale)
     for switches in ({"freeze": "none"}, {"tie": "shared"}, {"tie": "none"}):
@@ -203,13 +206,13 @@ def ablations(scale: str) -> list[Run]:
 
 def same_width(scale: str) -> list[Run]:
     """Fig. 9: baselines of the gated SAE's own width, whose shrinkage is then repaired (`gsae.controls`)."""
-    lams = LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])
+    lams = lambdas(scale)
     return [replace(wider(r), M=r.M) for r in grid(base(scale), lam=lams[:4])]
 
 
 def resampling(scale: str) -> list[Run]:
     """Appendix D: both arms without resampling, at one lambda of `neurons`."""
-    lams = LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])
+    lams = lambdas(scale)
     return both([replace(base(scale), lam=lams[len(lams) // 2], resample=())])
 
 

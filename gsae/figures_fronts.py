@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gsae import stats
+from gsae.evidence import done
 from gsae.figures import COLOURS, L0, LOSS, finish, loss_axes, plain_log, styled
 
 GREEN, GREY = "#4c9a5b", COLOURS["truth"]
@@ -33,10 +34,6 @@ STYLES = {  # series -> colour, marker, line
     "penalty on magnitudes": ("#6b7f2a", "*", ":"),
 }
 LEAST = 0.05  # latents a token: what is below is named in the legend and not drawn
-
-
-def done(df: pd.DataFrame) -> pd.DataFrame:
-    return df[df["status"] != "missing"]
 
 
 def draw(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v, bars: bool = True) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gsae import disk
 from gsae.checkpoints import CheckpointError
 from gsae.saes import ARCHITECTURES, SAE, GatedSAE
 
@@ -84,21 +84,25 @@ def export(sae: SAE, folder: str | Path, dialect: str) -> Path:
     w = plain(raw(sae))
     if dialect == "saelens":
         tensors = {("W_enc" if name == "W" else name): t.contiguous() for name, t in w.items()}
-        _replace(folder / "sae_weights.safetensors", lambda path: save_file(tensors, path))
+        with disk.replacing(folder / "sae_weights.safetensors", SafetensorError) as path:
+            save_file(tensors, path)
         config = saelens_config(arch, *w["W"].shape, run)
-        _replace(folder / "cfg.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+        with disk.replacing(folder / "cfg.json") as path:
+            path.write_text(json.dumps(config, indent=1) + "\n")
         return folder
     column = 2 if arch == "gated" else 1  # of the names of b_dec: theirs differ between the two classes
     theirs = {"W": "encoder.weight", "W_dec": "decoder.weight", "b_dec": NAMES["b_dec"][column]}
     theirs |= {name: NAMES[name][-1] for name in ("b_enc", "b_gate", "b_mag", "r_mag")}
     state = {theirs[name]: (t.T if t.dim() == 2 else t).contiguous() for name, t in w.items()}
-    _replace(folder / "ae.pt", lambda path: torch.save(state, path))
+    with disk.replacing(folder / "ae.pt") as path:
+        torch.save(state, path)
     trainer = {
         "dict_class": next(name for name, ours in CLASSES.items() if ours == arch), "activation_dim": sae.n,
         "dict_size": sae.M, "layer": run.get("layer"), "lm_name": run.get("lm"), "submodule_name": run.get("site"),
     }  # fmt: skip
     config = {"trainer": trainer, "buffer": {"d_submodule": sae.n, "ctx_len": run.get("context")}}
-    _replace(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+    with disk.replacing(folder / "config.json") as path:
+        path.write_text(json.dumps(config, indent=1) + "\n")
     return folder
 
 
@@ -234,13 +238,3 @@ def _scale(path: Path) -> float:
         f"{path} was trained on activations times a factor that is not in it: pass scale=, which SAELens sets to "
         "sqrt(n) divided by the mean norm of the activations"
     )
-
-
-def _replace(path: Path, write) -> None:
-    """Write a file under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

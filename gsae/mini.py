@@ -3,11 +3,11 @@
 import hashlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -16,7 +16,7 @@ from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
-from gsae import assets, checkpoints, corpus
+from gsae import assets, checkpoints, corpus, disk
 
 NAME = "gelu-1l-mini"
 CONFIG = dict(
@@ -124,17 +124,15 @@ def train(out: Path | None = None, tokens: int = TOKENS, seed: int = 0, resume: 
                 w = {f"w.{k}": p.detach() for k, p in weights.items()}
                 state = {"step": step, "curve": curve, "seconds": seconds + saved - began}
                 checkpoints.write(path, {**w, **m, **v}, state)
-    temporary = out / ".model.safetensors"
-    save_file({k: p.detach().contiguous() for k, p in weights.items()}, temporary)
-    os.replace(temporary, out / "model.safetensors")
+    with disk.replacing(out / "model.safetensors", SafetensorError) as temporary:
+        save_file({k: p.detach().contiguous() for k, p in weights.items()}, temporary)
     record = {
         "config": CONFIG, "tokens": steps * per_step, "batch": [BATCH, CONFIG["n_ctx"]], "lr": LR, "seed": seed,
         "corpus": corpus.token_hash(data), "seconds": round(seconds + time.monotonic() - began),
         "weights": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()[:16],
         **held_out(model, test), "curve": curve,
     }  # fmt: skip
-    temporary = out / ".training.json"
-    temporary.write_text(json.dumps(record) + "\n")
-    os.replace(temporary, out / "training.json")
+    with disk.replacing(out / "training.json") as temporary:
+        temporary.write_text(json.dumps(record) + "\n")
     path.unlink(missing_ok=True)
     return out

@@ -12,16 +12,11 @@ FIGURE = Path("book/pareto.svg")
 BEGIN, END = "<!-- verdicts:begin -->\n", "<!-- verdicts:end -->"
 
 
-def table(scale: str = "cpu") -> str:
-    """The verdict table as the README shows it; its links lead to the notebooks."""
-    return claims.markdown(scale)
-
-
 def with_table(text: str, scale: str = "cpu") -> str:
     """A README with its verdict table made anew. Raises ValueError where it lacks the two markers."""
     if BEGIN not in text or END not in text:
         raise ValueError(f"the README has no place for the table: it needs the lines {BEGIN.strip()} and {END}")
-    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table(scale)}\n{END}", text, flags=re.DOTALL)
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{claims.markdown(scale)}\n{END}", text, flags=re.DOTALL)
 
 
 def write(root: Path = CHECKOUT, scale: str = "cpu") -> None:

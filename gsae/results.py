@@ -10,14 +10,13 @@ runs and results jointly. The two kinds share the folders `book/evidence/<scale>
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from gsae import evidence, experiments, stats
+from gsae import disk, evidence, experiments, stats
 from gsae.evidence import EvidenceError
 
 SCHEMA = 1
@@ -111,10 +110,8 @@ def write_result(
             f"result {record['id']} of {experiment} comes from a tree with uncommitted changes: commit, then run again"
         )
     target = evidence.path(at, experiment, record["id"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
-    os.replace(temporary, target)
+    with disk.replacing(target) as temporary:
+        temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
     return target
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -359,37 +358,29 @@ def test_a_page_is_self_contained_and_holds_its_data_safely(file):
     assert "&lt;/title&gt;" in html
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the dashboards are not tried in a browser")
-def test_a_page_in_a_browser(file):
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM)
-        for width, scheme in ((1280, "light"), (390, "dark")):
-            context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-            page, problems, asked = context.new_page(), [], []
-            page.on("console", lambda m, to=problems: to.append(m.text))
-            page.on("pageerror", lambda e, to=problems: to.append(str(e)))
-            page.on("request", lambda r, to=asked: to.append(r.url))
-            page.goto(file.as_uri() + "#11")
-            place = lambda page=page: page.inner_text("#place")  # noqa: E731
-            assert place() == "Latent 11, 4 of 5"
-            page.keyboard.press("ArrowRight")
-            assert place() == "Latent 7, 5 of 5" and page.evaluate("window.hacked") is None
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-            assert light == (scheme == "light")
-            page.keyboard.press("Home")
-            assert place() == "Latent 4, 1 of 5"
-            page.keyboard.press("/")
-            page.keyboard.type("28\n")
-            assert place() == "Latent 28, 2 of 5" and "Latent 28" in page.inner_text("#shown")
-            page.fill("#jump", "999")
-            page.press("#jump", "Enter")
-            assert place() == "No latent 999 here"
-            page.select_option("#order", "latent")
-            assert place() == "Latent 28, 5 of 5"
-            assert problems == [] and asked == [file.as_uri()]
-        browser.close()
+def test_a_page_in_a_browser(file, browser):
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page, problems, asked = context.new_page(), [], []
+        page.on("console", lambda m, to=problems: to.append(m.text))
+        page.on("pageerror", lambda e, to=problems: to.append(str(e)))
+        page.on("request", lambda r, to=asked: to.append(r.url))
+        page.goto(file.as_uri() + "#11")
+        place = lambda page=page: page.inner_text("#place")  # noqa: E731
+        assert place() == "Latent 11, 4 of 5"
+        page.keyboard.press("ArrowRight")
+        assert place() == "Latent 7, 5 of 5" and page.evaluate("window.hacked") is None
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert light == (scheme == "light")
+        page.keyboard.press("Home")
+        assert place() == "Latent 4, 1 of 5"
+        page.keyboard.press("/")
+        page.keyboard.type("28\n")
+        assert place() == "Latent 28, 2 of 5" and "Latent 28" in page.inner_text("#shown")
+        page.fill("#jump", "999")
+        page.press("#jump", "Enter")
+        assert place() == "No latent 999 here"
+        page.select_option("#order", "latent")
+        assert place() == "Latent 28, 5 of 5"
+        assert problems == [] and asked == [file.as_uri()]

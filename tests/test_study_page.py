@@ -1,9 +1,7 @@
 """The rating page: blind, inert to what a corpus holds, and rated from beginning to end in a real browser."""
 
 import json
-import os
 import re
-import shutil
 
 import pytest
 import study_data
@@ -84,23 +82,6 @@ def test_a_page_asks_nothing_of_any_host(study):
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI needs chromium")
-        pytest.skip("no Chromium on this machine: the rating page was not opened in a browser")
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    flags += ["--disable-background-networking", "--disable-component-update"]
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=path, args=flags)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

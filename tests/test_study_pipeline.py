@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from test_dashboards import EVIL, make
 from test_evidence import record
-from test_study_page import browser, enter, export, opened, shown  # noqa: F401
+from test_study_page import enter, export, opened, shown  # noqa: F401
 
 import gsae
 from gsae import assets, checkpoints, evidence, experiments, plan, results

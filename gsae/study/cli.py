@@ -3,11 +3,10 @@
 import argparse
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
-from gsae import experiments
+from gsae import disk, experiments
 
 SD = 1.0  # of paired differences in the paper, from its interval: what a study is planned with
 
@@ -127,9 +126,8 @@ def score(args: argparse.Namespace) -> int:
     print(report.text(found))
     if args.json:
         record = {"schema": ratings.SCHEMA, "study": key["study"], **plain(found)}
-        temporary = args.json.with_name(f".{args.json.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        os.replace(temporary, args.json)
+        with disk.replacing(args.json) as temporary:
+            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     return 0
 
 

@@ -7,12 +7,12 @@ import base64
 import hashlib
 import json
 import math
-import os
 import unicodedata
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from gsae import disk
 from gsae.study.data import quantiles
 
 SPACES = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
@@ -162,11 +162,6 @@ def page(data: dict, title: str = "Latents") -> str:
 def write(data: dict, path: str | Path, title: str = "Latents") -> Path:
     """Write `page` to a file, whole or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with disk.replacing(path) as temporary:
         temporary.write_text(page(data, title), "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

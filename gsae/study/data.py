@@ -1,8 +1,9 @@
 """Collected latents as plain data: what is kept of them, checked, saved and loaded. No torch."""
 
 import json
-import os
 from pathlib import Path
+
+from gsae import disk
 
 SCHEMA = 1
 QUANTILES = ((0.75, 1.0), (0.5, 0.75), (0.25, 0.5), (0.0, 0.25))  # of a latent's peaks, strongest first
@@ -64,13 +65,8 @@ def save(data: dict, path: str | Path) -> Path:
     path = Path(path)
     if problems := validate(data):
         raise DataError(f"not written to {path}: {'; '.join(problems[:5])}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with disk.replacing(path) as temporary:
         temporary.write_text(json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n", "ascii")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

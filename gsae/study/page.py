@@ -3,12 +3,12 @@
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from gsae import disk
 from gsae.study import dashboards
 
 
@@ -74,7 +74,6 @@ def write(key: dict, data: Mapping[str, dict], folder: Path, force: bool = False
              for p in key["pages"]}  # fmt: skip
     texts[target] = json.dumps(key, indent=1, allow_nan=False) + "\n"
     for path, text in texts.items():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with disk.replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return list(texts)
