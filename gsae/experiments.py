@@ -1,119 +1,17 @@
-"""Every experiment as data: scales, sites, the frozen `Run`, and grids of runs. Standard library only."""
+"""Every experiment as data: scales, settings, and the runs of each sweep. Standard library only."""
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
-from itertools import product
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 
-SITES = ("mlp_out", "attn_z", "resid_post", "mlp_neurons")
+from gsae.runs import RECIPES, SITES, Run, grid, log_spaced, manifest, sources
+
+__all__ = [
+    "EXPERIMENTS", "RECIPES", "SCALES", "SITES", "Run", "asdict", "grid", "log_spaced", "manifest", "runs", "scale",
+    "sources",
+]  # fmt: skip
+
 SCALES = ("smoke", "cpu", "gpu", "paper")
-# Raised by hand whenever code that can move an architecture's numbers changes.
-RECIPES = {"baseline": 1, "gated": 1}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One SAE to train: plain values only. Equal fields, recipe, text and language model give an equal `id`."""
-
-    arch: str = "gated"
-    tie: str = "r_mag"
-    freeze: str = "both"
-    auxiliary: bool = True
-    step: bool = True
-    centre_grad: bool = True
-    magnitude_l1: bool = False
-    lm: str = "smollm2"
-    site: str = "mlp_out"
-    layer: int = 8
-    context: int = 128
-    text: str = "packaged"  # or the name of a dataset on the hub
-    keep_pos0: bool = False
-    M: int = 2304
-    lam: float = 0.1
-    seed: int = 0
-    tokens: int = 1_024_000
-    batch: int = 2048
-    lr: float = 1e-3
-    lam_warmup: float = 0.05  # D5: share of the steps over which lambda rises linearly
-    lr_warmup: int = 1000  # D7: steps from 0.1x to 1x, at most 2 % of the run
-    lr_decay: float = 0.2  # D6: share of the steps, at the end, over which the rate falls linearly to 0
-    resample: tuple[float, ...] = (0.15, 0.30)  # D8: shares of the run at which dead latents are resampled
-    eval_tokens: int = 200_000
-    ce_tokens: int = 32_768
-
-    def __post_init__(self):
-        if self.site not in SITES:
-            raise ValueError(f"unknown site {self.site!r}: expected one of {', '.join(SITES)}")
-        if self.arch not in RECIPES:
-            raise ValueError(f"unknown architecture {self.arch!r}: expected one of {', '.join(RECIPES)}")
-        if min(self.M, self.tokens, self.batch, self.context - 1) < 1 or self.lam < 0 or self.lr <= 0:
-            raise ValueError(f"M, tokens and batch must be positive, context above 1, lam >= 0, lr > 0: {self}")
-        object.__setattr__(self, "resample", tuple(self.resample))
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps: whole batches that cover `tokens`."""
-        return -(-self.tokens // self.batch)
-
-    @property
-    def switches(self) -> dict:
-        """The ablation switches, as arguments of the architecture's constructor."""
-        names = ("tie", "freeze", "auxiliary", "step", "centre_grad", "magnitude_l1")
-        return {k: getattr(self, k) for k in names} if self.arch == "gated" else {}
-
-    @property
-    def stack(self) -> tuple:
-        """Runs with an equal key train together: all but lambda is the same."""
-        return tuple(v for k, v in asdict(self).items() if k != "lam")
-
-    @property
-    def id(self) -> str:
-        """Twelve hex digits of the fields, the recipe, and the hashes of the text and the language model."""
-        return self.id_at(RECIPES[self.arch])
-
-    def id_at(self, recipe: int, corpus: dict | None = None, lm: str | None = None) -> str:
-        """The id under a recipe and, where given, the hashes that a record names."""
-        known_corpus, known_lm = sources(self.lm, self.context)
-        corpus, lm = known_corpus if corpus is None else corpus, known_lm if lm is None else lm
-        text = json.dumps([asdict(self), recipe, corpus, lm], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    @classmethod
-    def of(cls, record: dict) -> "Run":
-        """The run of a record's `run` field. Raises ValueError on a field this version does not know."""
-        known = {f.name for f in fields(cls)}
-        if unknown := set(record) - known:
-            raise ValueError(
-                f"a run has unknown fields {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}"
-            )
-        return cls(**record | {"resample": tuple(record.get("resample", cls.resample))})
-
-
-@cache
-def manifest() -> dict:
-    """Hashes of the packaged text and language models, committed so that listing needs neither."""
-    path = Path(__file__).parent / "data" / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def sources(lm: str, context: int) -> tuple[dict, str]:
-    """Hashes of the token blocks and of the weights behind a language model's runs; empty for a hub model."""
-    corpora = manifest().get("corpora", {}).get(lm, {})
-    return {k: v for k, v in corpora.items() if k.endswith(f"-{context}")}, manifest().get("lms", {}).get(lm, "")
-
-
-def grid(base: Run, **axes: Iterable) -> list[Run]:
-    """Every combination of the axes' values on `base`: `grid(run, lam=[.1, .2], seed=[0, 1])` is four runs."""
-    return [replace(base, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
-
-
-def log_spaced(low: float, high: float, count: int) -> list[float]:
-    """`count` values from `low` to `high`, equal ratios, three significant digits."""
-    return [float(f"{low * (high / low) ** (i / (count - 1)):.3g}") for i in range(count)]
 
 
 def scale(name: str | None = None) -> str:
@@ -124,14 +22,16 @@ def scale(name: str | None = None) -> str:
     return name
 
 
-# Settings of each scale. At cpu a run has a million tokens so far (D4); more are a matter of time, not of code.
+# Text of the scales gpu and paper; the paper names none: web text and code, close to all three models' own.
+TEXT = "monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119"
+# Settings of each scale. At cpu a run has a million tokens so far (D4); more are a matter of time, not of code. At gpu
+# chapters 04 to 06 take less than two hours of a T4.
 SETTINGS: dict[str, dict] = {
     "smoke": dict(tokens=30_208, batch=512, M=256, resample=(), eval_tokens=10_000, ce_tokens=4_096),
     "cpu": dict(tokens=1_024_000, batch=2048, M=2304, eval_tokens=200_000, ce_tokens=32_768),
-    "gpu": dict(lm="gelu-1l", site="mlp_neurons", layer=0, text="monology/pile-uncopyrighted", tokens=20_000_768,
-                batch=4096, M=4096, lr=1e-3, resample=(0.1, 0.2, 0.3, 0.4), eval_tokens=1_000_000,
-                ce_tokens=1_000_000),
-    "paper": dict(lm="gelu-1l", site="mlp_neurons", layer=0, text="monology/pile-uncopyrighted",
+    "gpu": dict(lm="gelu-1l", site="mlp_neurons", layer=0, text=TEXT, tokens=3_502_080, batch=4096, M=4096, lr=1e-3,
+                resample=(0.1, 0.2, 0.3, 0.4), eval_tokens=1_000_000, ce_tokens=262_144),
+    "paper": dict(lm="gelu-1l", site="mlp_neurons", layer=0, text=TEXT,
                   tokens=300_000 * 4096, batch=4096, M=131_072, lr=3e-4, lam_warmup=0.0, lr_decay=0.0,
                   resample=(1 / 12, 2 / 12, 3 / 12, 4 / 12), eval_tokens=2**20, ce_tokens=2**20),
 }  # fmt: skip
@@ -182,7 +82,29 @@ def pareto(scale: str) -> list[Run]:
         from gsae import paper_scale
 
         return paper_scale.runs("pareto")
-    return neurons(scale) + [r for r in pilot(scale) if r.lm == "smollm2"]  # none of these at gpu
+    return neurons(scale) + sites(scale)
+
+
+def sites(scale: str) -> list[Run]:
+    """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, else one cell."""
+    if scale == "smoke":
+        return pilot(scale)
+    if scale != "cpu":
+        return both(grid(replace(base(scale), site="mlp_out"), lam=lambdas(scale)[1::2][:2]))
+    cells = grid(Run(**SETTINGS[scale]), layer=[8, 20], site=["mlp_out", "attn_z", "resid_post"])
+    return both([replace(run, lam=lam) for run in cells for lam in SITE_LAMBDAS])
+
+
+def position0(scale: str) -> list[Run]:
+    """D9: one pair that keeps position 0, the attention sink, at a site of `sites`."""
+    run = replace(Run(**SETTINGS[scale]), lam=SITE_LAMBDAS[1] if scale == "cpu" else lambdas(scale)[0])
+    return both([replace(run, keep_pos0=True)])
+
+
+def longer(scale: str) -> list[Run]:
+    """D4: one pair on twice the tokens of `neurons`, at cpu some twenty times, to see what a short training does."""
+    run = base(scale)
+    return both([replace(run, lam=lambdas(scale)[1], tokens=19_998_720 if scale == "cpu" else 2 * run.tokens)])
 
 
 def rates(scale: str) -> list[Run]:
@@ -223,18 +145,23 @@ def study(scale: str) -> list[Run]:
     return pilot(scale)[::2] if scale == "smoke" else neurons(scale)
 
 
+# Lambdas of `sites`, from the pilot at one of its cells: there both arms cover L0 6 to 150.
+SITE_LAMBDAS = log_spaced(0.06, 0.4, 4)
 # Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
 LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.1, 0.8, 6)}
 
 EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "pilot": pilot,
     "neurons": neurons,
+    "sites": sites,
     "pareto": pareto,
     "rates": rates,
     "ablations": ablations,
     "same_width": same_width,
     "resampling": resampling,
     "study": study,
+    "position0": position0,
+    "longer": longer,
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gsae import evidence, experiments, figures, metrics, stats
+from gsae import evidence, experiments, figures, figures_sites, metrics, series, stats
 from gsae.experiments import Run, grid
 
 
@@ -145,6 +145,20 @@ def test_figures_say_scale_and_what_is_missing(name):
 
 def test_an_empty_table_still_draws():
     figures.pareto(evidence.load("pareto", "cpu")).canvas.draw()
+
+
+@pytest.mark.parametrize("draw", [figures_sites.fronts, figures_sites.gammas])
+def test_a_panel_a_site_and_layer_and_one_legend(draw):
+    for run in (one for one in experiments.runs("sites", "cpu") if (one.site, one.layer) == ("attn_z", 20)):
+        evidence.write(record(run, "cpu", l0=50 * run.lam))
+    df = series.named(evidence.load("sites", "cpu"))
+    figure = draw(df)
+    figure.canvas.draw()
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert len(panels) == 6 and "MISSING: 40 of 48" in figure.get_supxlabel()
+    empty = {name for name, axes in panels.items() if any("no run" in t.get_text() for t in axes.texts)}
+    assert set(panels) - empty == {"attention before W_O, layer 20"}
+    assert {t.get_text() for t in figure.legends[0].get_texts()} == {series.GATED, series.WIDE}
 
 
 def test_intervals_hold_the_estimate():

@@ -30,6 +30,7 @@ MAY = {  # module -> what it may import beside the standard library
     "saes": {"torch", "jaxtyping", "gsae.saes"},
     "toy": {"torch", "jaxtyping", "gsae.saes"},
     "metrics": {"torch", "jaxtyping"},
+    "runs": set(),
     "experiments": {"gsae"},  # its own data files, themselves of the standard library alone
     "stats": {"numpy", "pandas", "scipy"},
     "evidence": {"numpy", "pandas", "gsae"},

@@ -1,0 +1,60 @@
+"""Figures with one panel a site and layer of a deeper model: Figs 1, 12, 13 and 14. Table in, figure out."""
+
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gsae.evidence import done
+from gsae.figures import L0, LOSS, caption, loss_axes, plain_log, styled
+from gsae.figures_fronts import GREY, draw
+
+SITES = {"mlp_out": "MLP output", "attn_z": "attention before W_O", "resid_post": "residual stream"}
+
+
+def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel: str) -> Figure:
+    """A row of panels a layer, a column a site, as in the paper; a site without a finished run says so."""
+    layers, sites = sorted(df["layer"].unique()), [site for site in SITES if site in set(df["site"])]
+    figure, panels = plt.subplots(len(layers), len(sites), figsize=(1 + 2.1 * len(sites), 0.9 + 2.3 * len(layers)),
+                                  squeeze=False)  # fmt: skip
+    for row, layer in zip(panels, layers, strict=True):
+        for axes, site in zip(row, sites, strict=True):
+            of = df[(df["layer"] == layer) & (df["site"] == site)]
+            axes.set_title(f"{SITES[site]}, layer {layer}", fontsize=8.5)
+            if len(done(of)):
+                panel(axes, of)
+                axes.tick_params(labelsize=7)
+            else:
+                axes.text(0.5, 0.5, "no run on record", transform=axes.transAxes, ha="center", fontsize=8)
+    named = {name: line for axes in panels.flat for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if named:
+        figure.legend(named.values(), named, loc="outside upper center", ncols=2, fontsize=8)
+    figure.supylabel(ylabel, fontsize=9)
+    figure.supxlabel(f"{L0}\n{caption(df)}", fontsize=7.5)
+    return figure
+
+
+@styled
+def fronts(df: pd.DataFrame) -> Figure:
+    """L0 against loss recovered, both on log axes, of each cell (Figs 1, 12, 13). `df` has the column `series`."""
+
+    def panel(axes: Axes, of: pd.DataFrame) -> None:
+        draw(axes, of, "loss_recovered", lambda v: 1 - v)
+        loss_axes(axes)
+
+    return cells(df, panel, LOSS)
+
+
+@styled
+def gammas(df: pd.DataFrame, column: str = "gamma") -> Figure:
+    """Relative reconstruction bias (Eq. 10) against L0 in each cell (Fig. 14); the band is 0.98 to 1.02."""
+
+    def panel(axes: Axes, of: pd.DataFrame) -> None:
+        axes.axhspan(0.98, 1.02, color=GREY, alpha=0.18, lw=0)
+        draw(axes, of, column)
+        axes.set_xscale("log")
+        plain_log(axes.xaxis)
+
+    return cells(df, panel, "relative reconstruction bias, gamma")

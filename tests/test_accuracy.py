@@ -1,0 +1,49 @@
+"""Speed costs no accuracy: the plain float32 loop and the fast path end at the same frontier."""
+
+import pytest
+import torch
+
+from gsae import metrics, optim, stack, stats, toy
+from gsae.gradients import autograd_form
+from gsae.stack import Plan, Stack
+
+STEPS, BATCH, LAMS = 500, 256, (0.1, 0.3, 0.6)
+# Of the frontier, relative. Rounding moves single latents, which are few here, and not what they add up to.
+TOLERANCE = {"l0": 0.03, "fvu": 0.03, "gamma": 0.005}
+
+
+def frontier(arch, dtype, compiled, monkeypatch):
+    """L0, FVU and gamma on unseen samples for each lambda; with `compiled` None, by autograd of the plain class."""
+    data = toy.SparseData(24, 40, 3.0, noise=0.05, seed=1)
+    x, _ = data.sample(STEPS * BATCH, seed=2)
+    plan = Plan(arch, 24, 60, LAMS, STEPS, BATCH, lr=3e-3, seed=0, dtype=dtype, resample=())
+    with monkeypatch.context() as patch:
+        patch.setattr(Stack, "fast", bool(compiled))
+        if compiled is None:
+            patch.setattr(stack, "gradient_form", lambda *of: autograd_form(plan.sae()))
+        trained = Stack(plan)
+        for step in range(STEPS):
+            trained.train_step(x[step * BATCH : (step + 1) * BATCH])
+    unseen, _ = data.sample(20_000, seed=3)
+    rows = []
+    for k in range(len(LAMS)):
+        sums, sae = metrics.Sums(unseen.mean(0)), trained.sae(k)
+        with torch.no_grad():
+            f = sae.encode(unseen)
+            sums.add(unseen, sae.decode(f), f, torch.arange(len(unseen)) % metrics.GROUPS)
+        found = stats.ratios(sums.to_dict())
+        rows.append({name: found[name] for name in TOLERANCE})
+    return rows
+
+
+@pytest.mark.parametrize("arch", ["gated", "baseline"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_fast_path_ends_at_the_frontier_of_the_plain_float32_loop(arch, compiled, monkeypatch):
+    if compiled and not optim.compiler():
+        pytest.skip("torch.compile needs a C++ compiler")
+    plain = frontier(arch, "float32", None, monkeypatch)
+    fast = frontier(arch, "bfloat16", compiled, monkeypatch)
+    assert plain[0]["l0"] > 2 * plain[-1]["l0"], "the lambdas span a frontier"
+    for one, other in zip(plain, fast, strict=True):
+        for name, tolerance in TOLERANCE.items():
+            assert other[name] == pytest.approx(one[name], rel=tolerance), (name, one, other)
