@@ -7,9 +7,9 @@ from gsae import metrics, optim, stack, stats, toy
 from gsae.gradients import autograd_form
 from gsae.stack import Plan, Stack
 
-STEPS, BATCH, LAMS = 500, 256, (0.1, 0.3, 0.6)
-# Of the frontier, relative. Rounding moves single latents, which are few here, and not what they add up to.
-TOLERANCE = {"l0": 0.03, "fvu": 0.03, "gamma": 0.005}
+STEPS, BATCH, LAMS = 300, 256, (0.1, 0.3, 0.6)
+# Relative. Seen: below 0.0005; a lambda that is 5 % off moves L0 by 2 to 5 %.
+TOLERANCE = {"l0": 0.01, "fvu": 0.01, "gamma": 0.002}
 
 
 def frontier(arch, dtype, compiled, monkeypatch):
@@ -36,13 +36,11 @@ def frontier(arch, dtype, compiled, monkeypatch):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["gated", "baseline"])
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_fast_path_ends_at_the_frontier_of_the_plain_float32_loop(arch, compiled, monkeypatch):
-    if compiled and not optim.compiler():
-        pytest.skip("torch.compile needs a C++ compiler")
+def test_the_fast_path_ends_at_the_frontier_of_the_plain_float32_loop(arch, monkeypatch):
     plain = frontier(arch, "float32", None, monkeypatch)
-    fast = frontier(arch, "bfloat16", compiled, monkeypatch)
+    fast = frontier(arch, "bfloat16", optim.compiler(), monkeypatch)
     assert plain[0]["l0"] > 2 * plain[-1]["l0"], "the lambdas span a frontier"
     for one, other in zip(plain, fast, strict=True):
         for name, tolerance in TOLERANCE.items():
