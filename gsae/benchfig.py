@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import median
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -53,6 +54,7 @@ def tables(record: dict) -> dict[str, pd.DataFrame]:
     alone = [r for r in rows["training"] if r not in beside]
     beside.sort(key=lambda r: (r["arch"], *shape(r), r["K"], -r.get("samples_per_s", [0])[0]))
     found = {
+        "Aims": map(target_line, targets(record)),
         "Training, beside other libraries": map(training_line, beside),
         "Training, other shapes": map(training_line, alone),
         "A gated step over a baseline step": map(cost_line, rows["cost"]),
@@ -91,6 +93,49 @@ def harvest_line(r: dict) -> dict:
     return {
         "forward pass": r["name"], "tokens/s": spread(r["tokens_per_s"], ",.0f"),
         "of the bare forward": spread(r.get("share_of_bare"), ".0%"),
+    }  # fmt: skip
+
+
+# What a step was to reach, written down before it was measured: the case, the quantity, the least.
+TARGETS = (
+    ("gated, one SAE", {"arch": "gated", "K": 1, "M": 2304}, "share_of_bf16", 0.80),
+    ("gated, a stack of 8", {"arch": "gated", "K": 8, "M": 2304}, "share_of_bf16", 0.75),
+    ("baseline, one SAE", {"arch": "baseline", "K": 1, "M": 2304}, "share_of_bf16", 0.80),
+    ("gated, M 16,384", {"arch": "gated", "K": 1, "M": 16_384}, "share_of_bf16", 0.80),
+    ("gated, M 2,304", {"arch": "gated", "K": 1, "M": 2304}, "times_fastest_made", 1.5),
+    ("gated, M 4,608", {"arch": "gated", "K": 1, "M": 4608}, "times_fastest_made", 2.0),
+    ("gated, M 2,304", {"arch": "gated", "K": 1, "M": 2304}, "times_default", 2.5),
+)
+QUANTITIES = {"share_of_bf16": "of the bf16 rate", "times_fastest_made": "x best made of a peer",
+              "times_default": "x the faster of the peers' defaults",
+              "share_of_bare": "of the bare forward"}  # fmt: skip
+
+
+def targets(record: dict) -> list[dict]:
+    """Each target beside what was measured at n 576 and batch 2048: `what, quantity, least, measured, met`, the
+    measured as median, least and greatest; a case that was not measured is left out.
+    """
+    training = [r for r in record["rows"] if r["kind"] == "training" and "error" not in r]
+    ours = [r for r in training if (r["library"], r["setting"], r["n"], r["batch"]) == ("gsae", "bf16", 576, 2048)]
+    found = []
+    for what, case, quantity, least in TARGETS:
+        for r in (r for r in ours if case.items() <= r.items()):
+            defaults = [d["rounds"] for d in training if d["setting"] == "default" and case.items() <= d.items()]
+            fastest = max(defaults, key=median, default=None)
+            times = [a / b for a, b in zip(r["rounds"], fastest, strict=True)] if fastest else None
+            known = r | ({"times_default": [median(times), min(times), max(times)]} if times else {})
+            if quantity in known:
+                found.append((what, quantity, least, known[quantity]))
+    found += [(r["name"], "share_of_bare", 0.9, r["share_of_bare"]) for r in record["rows"] if "share_of_bare" in r]
+    keys = ("what", "quantity", "least", "measured", "met")
+    return [dict(zip(keys, (*one, one[-1][0] >= one[-2]), strict=True)) for one in found]
+
+
+def target_line(t: dict) -> dict:
+    form = ".0%" if t["quantity"].startswith("share") else ".2f"
+    return {
+        "case": t["what"], "quantity": QUANTITIES[t["quantity"]], "aimed at": f"at least {t['least']:{form}}",
+        "measured": spread(t["measured"], form), "reached": "yes" if t["met"] else "no",
     }  # fmt: skip
 
 
