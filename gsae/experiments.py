@@ -145,8 +145,8 @@ def study(scale: str) -> list[Run]:
     return pilot(scale)[::2] if scale == "smoke" else neurons(scale)
 
 
-# Lambdas of `sites`, from the pilot at one of its cells: there both arms cover L0 6 to 150.
-SITE_LAMBDAS = log_spaced(0.06, 0.4, 4)
+# Lambdas of `sites`, from the pilot at one of its cells: there both arms cover L0 6 to 150. Three, for want of compute.
+SITE_LAMBDAS = log_spaced(0.06, 0.4, 3)
 # Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
 LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.1, 0.8, 6)}
 
