@@ -30,7 +30,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def why(error: BaseException, repo: str, kind: str = "model") -> str:
+def why(error: BaseException, repo: str, kind: str = "model", revision: str | None = None) -> str:
     """What stood between us and a repository, and what to do about it.
 
     Tells apart: a gated repository, one that is not there or private, a revision that is not there, no token, a token
@@ -54,7 +54,7 @@ def why(error: BaseException, repo: str, kind: str = "model") -> str:
         token = "the token in use does not permit this: take one with write access" if get_token() else login
         return f"the hub refused ({refused.response.status_code}); {token}"
     if constants.HF_HUB_OFFLINE and first(errors.LocalEntryNotFoundError, ConnectionError):
-        option = " --repo-type dataset" if kind == "dataset" else ""
+        option = (" --repo-type dataset" if kind == "dataset" else "") + (f" --revision {revision}" if revision else "")
         return (
             f"offline mode is on (HF_HUB_OFFLINE) and {repo} is not in {constants.HF_HUB_CACHE}: unset HF_HUB_OFFLINE, "
             f"or run `hf download{option} {repo}` where there is a network and bring that folder along"

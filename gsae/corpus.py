@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from gsae.packaged import SPLITS, clean, read_wheel
 SEPARATOR = "\n\n"  # between documents: a special token there would draw attention sinks to mid-block positions
 disable_progress_bars()  # saving and flattening take a second each; the long steps have bars of their own
 VERSION = 1  # raised when a change here changes the text
+DOCUMENTS = 1000  # of hub text, tokenized together
+BLOCKS = "blocks.arrow"  # hub text in the cache, mapped into memory
 
 
 class CorpusError(RuntimeError):
@@ -117,17 +121,25 @@ def hub_blocks(
         CorpusError: when the data set cannot be read, lacks the split or the text column, or ends too early.
     """
 
-    def make(folder: Path) -> None:
-        stream(tokenizer, dataset, context, n_blocks, split, text).save_to_disk(folder)
+    def make(folder: Path) -> None:  # piece by piece: the paper's texts have more than a billion tokens
+        parts = stream(tokenizer, dataset, context, n_blocks, split, text)
+        first = next(parts)
+        with pa.ipc.new_stream(str(folder / BLOCKS), first.schema) as file:
+            for part in chain([first], parts):
+                file.write_table(part)
 
     if name is None:
-        return stream(tokenizer, dataset, context, n_blocks, split, text)
-    key = hashlib.sha256(repr((dataset, context, n_blocks, split, text, name)).encode()).hexdigest()[:12]
-    return load_from_disk(assets.once(assets.cache_dir() / "corpus" / f"hub-{key}", make)).with_format("numpy")
+        parts = list(stream(tokenizer, dataset, context, n_blocks, split, text))
+        return Dataset(pa.concat_tables(parts)).with_format("numpy")
+    key = hashlib.sha256(repr((dataset, context, n_blocks, split, text, name, VERSION)).encode()).hexdigest()[:12]
+    made = assets.once(assets.cache_dir() / "corpus" / f"hub-{key}", make)
+    return Dataset.from_file(str(made / BLOCKS)).with_format("numpy")
 
 
-def stream(tokenizer, dataset: str, context: int, n_blocks: int, split: str | tuple[str, ...], text: str) -> Dataset:
-    """Blocks of a hub data set as it comes, without the cache: see `hub_blocks`."""
+def stream(
+    tokenizer, dataset: str, context: int, n_blocks: int, split: str | tuple[str, ...], text: str
+) -> Iterator[pa.Table]:
+    """Blocks of a hub data set as it comes, some thousands at a time: see `hub_blocks`."""
     where, revision = access.split(dataset)
     where, _, config = (where, "", "") if Path(where).exists() else where.partition(":")
     try:
@@ -138,23 +150,36 @@ def stream(tokenizer, dataset: str, context: int, n_blocks: int, split: str | tu
             HfApi().auth_check(where, repo_type="dataset")
         splits = load_dataset(source, config or None, revision=revision, streaming=True)
     except Exception as error:
-        raise CorpusError(f"cannot read the data set {dataset!r}: {access.why(error, where, 'dataset')}") from error
+        reason = access.why(error, where, "dataset", revision)
+        raise CorpusError(f"cannot read the data set {dataset!r}: {reason}") from error
     wanted = (split,) if isinstance(split, str) else split
     if not (found := next((s for s in wanted if s in splits), None)):
-        raise CorpusError(f"{dataset} has no split {' or '.join(wanted)}, only {', '.join(splits)}")
-    kept, have, rows = [], 0, iter(splits[found])
+        held_out = (
+            ". Evaluation needs text that is not trained on: take a data set that has such a split, or divide this one "
+            "into two files in a folder, train.jsonl and validation.jsonl, and give the folder as the text"
+        )
+        have = f"{dataset} has no split {' or '.join(wanted)}, only {', '.join(splits)}"
+        raise CorpusError(have + ("" if isinstance(split, str) else held_out))
+    rows, kept, have, done = iter(splits[found]), [], 0, 0
+    words = tokenizer.backend_tokenizer
+    words.no_padding()
+    words.no_truncation()
     with tqdm(total=n_blocks, desc=f"stream {dataset}", unit="block", disable=None) as bar:
-        while have < n_blocks * context:
+        while done < n_blocks:
             try:
-                row = next(rows, None)
+                batch = list(islice(rows, DOCUMENTS))
             except Exception as error:
                 reason = access.why(error, where, "dataset")
                 raise CorpusError(f"cannot go on reading the data set {dataset!r}: {reason}") from error
-            if row is None or text not in row:
-                problem = "it ended" if row is None else f"it has no column {text!r}, only {', '.join(row)}"
-                raise CorpusError(f"{dataset}: {have // context:,} of {n_blocks:,} blocks were read and then {problem}")
-            ids = tokenizer.backend_tokenizer.encode(row[text] + SEPARATOR, add_special_tokens=False).ids
-            kept.append(np.array(ids, dtype=np.int32))
-            have += len(ids)
-            bar.update(have // context - bar.n)
-    return as_blocks(np.concatenate(kept), context).select(range(n_blocks))
+            if not batch or text not in batch[0]:
+                problem = "it ended" if not batch else f"it has no column {text!r}, only {', '.join(batch[0])}"
+                raise CorpusError(f"{dataset}: {done:,} of {n_blocks:,} blocks were read and then {problem}")
+            read = words.encode_batch_fast([row[text] + SEPARATOR for row in batch], add_special_tokens=False)
+            kept += [np.array(e.ids, dtype=np.int32) for e in read]
+            joined = np.concatenate(kept)
+            whole = as_blocks(joined, context)
+            kept = [joined[len(whole) * context :]]
+            if count := min(len(whole), n_blocks - done):
+                yield whole.data.table.slice(0, count)
+                done += count
+                bar.update(count)

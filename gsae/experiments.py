@@ -29,7 +29,7 @@ TEXT = "monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119"
 SETTINGS: dict[str, dict] = {
     "smoke": dict(tokens=30_208, batch=512, M=256, resample=(), eval_tokens=10_000, ce_tokens=4_096),
     "cpu": dict(tokens=1_024_000, batch=2048, M=2304, eval_tokens=200_000, ce_tokens=32_768),
-    "gpu": dict(lm="gelu-1l", site="mlp_neurons", layer=0, text=TEXT, tokens=3_502_080, batch=4096, M=4096, lr=1e-3,
+    "gpu": dict(lm="gelu-1l", site="mlp_neurons", layer=0, text=TEXT, tokens=3_002_368, batch=4096, M=4096, lr=1e-3,
                 resample=(0.1, 0.2, 0.3, 0.4), eval_tokens=1_000_000, ce_tokens=262_144),
     "paper": dict(lm="gelu-1l", site="mlp_neurons", layer=0, text=TEXT,
                   tokens=300_000 * 4096, batch=4096, M=131_072, lr=3e-4, lam_warmup=0.0, lr_decay=0.0,

@@ -28,20 +28,21 @@ SITES = tuple(HOOKS)
 
 
 class Spec(NamedTuple):
-    """Where a language model comes from, the length of the blocks it is read on (tokens), and its revision."""
+    """Where a language model comes from, the length of the blocks it is read on (tokens), and its pinned revision."""
 
     source: str  # a Hugging Face repository, or "" for a packaged model
     context: int = 128
-    revision: str | None = None  # commit, tag or branch; None: the newest, unless the name says "name@revision"
+    revision: str | None = None  # commit, tag or branch, unless the name says "name@revision"; None: the newest
 
 
 NAMES = {  # the hub models and their contexts are the paper's
     "smollm2": Spec(""),
     "gelu-1l-mini": Spec(""),
-    "gelu-1l": Spec("NeelNanda/GELU_1L512W_C4_Code"),
-    "pythia-2.8b": Spec("EleutherAI/pythia-2.8b", 2048),
-    "gemma-7b": Spec("google/gemma-7b", 1024),
+    "gelu-1l": Spec("NeelNanda/GELU_1L512W_C4_Code", 128, "bddc0e332f0ae84279e6a6a45d91b314899e1603"),
+    "pythia-2.8b": Spec("EleutherAI/pythia-2.8b", 2048, "2a259cdd96a4beb1cdf467512e3904197345f6a9"),
+    "gemma-7b": Spec("google/gemma-7b", 1024, "ff6768d9368919a1f025a54f9f5aa0ee591730bb"),
 }
+TOKENIZERS = {"NeelNanda/gpt-neox-tokenizer-digits": "0f6671571a20be9756b9991d978047c03b75e749"}  # gelu-1l's
 
 
 class ModelError(RuntimeError):
@@ -162,7 +163,10 @@ def load(
     if device == "auto-split":
         device_map, device = device_map or "auto", "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None:
-        fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if device == "cpu":
+            fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        else:  # a T4, say, only emulates it
+            fast = not device.startswith("cuda") or torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = torch.bfloat16 if fast and name != "gelu-1l-mini" else torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     commit = None
@@ -199,7 +203,8 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
     with _remedy(name):
         source, revision = _source(name)
         if source.startswith(legacy.PREFIXES):  # its tokenizer is another repository's
-            source, revision = legacy.config(source, revision).tokenizer_name, None
+            source = legacy.config(source, revision).tokenizer_name
+            revision = TOKENIZERS.get(source)
         return AutoTokenizer.from_pretrained(source, revision=revision or "main")
 
 
@@ -208,10 +213,10 @@ def _remedy(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        source = _source(name)[0]
+        source, revision = _source(name)
+        reason = access.why(error, source, revision=revision)
         raise ModelError(
-            f"cannot load the language model {name!r} ({source}): {access.why(error, source)}.\n"
-            "'smollm2' and 'gelu-1l-mini' need no hub"
+            f"cannot load the language model {name!r} ({source}): {reason}.\n'smollm2' and 'gelu-1l-mini' need no hub"
         ) from error
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from gsae import experiments
 
 BATCH = 4096
-TEXT = "monology/pile-uncopyrighted"  # the paper names no data set; web text and code, close to all three models' own
 RESAMPLE_STEPS = (25_000, 50_000, 75_000, 100_000)  # Bricken et al., whom the paper follows (D.1.1)
 LAMBDAS = 6  # runs an architecture and site
 
@@ -81,9 +80,9 @@ def sites() -> list["experiments.Run"]:
     found = []
     for lm, m in MODELS.items():
         base = experiments.Run(
-            lm=lm, context=m.context, text=TEXT, tokens=m.steps * BATCH, batch=BATCH, lr=GATED_LR, lam_warmup=0.0,
-            lr_decay=0.0, resample=tuple(step / m.steps for step in RESAMPLE_STEPS), eval_tokens=2**20,
-            ce_tokens=2**20,
+            lm=lm, context=m.context, text=experiments.TEXT, tokens=m.steps * BATCH, batch=BATCH, lr=GATED_LR,
+            lam_warmup=0.0, lr_decay=0.0, resample=tuple(step / m.steps for step in RESAMPLE_STEPS),
+            eval_tokens=2**20, ce_tokens=2**20,
         )  # fmt: skip
         for site in m.sites:
             M = NARROW if (lm, site) == ("pythia-2.8b", "resid_post") else WIDTH

@@ -45,7 +45,7 @@ class Splice:
     def _loss(self, logits: Float[Tensor, "B T V"]) -> Float[Tensor, " B"]:
         """Summed nats of each block in fp32, block by block: a whole batch of fp32 logits is too large."""
         blocks = zip(logits[:, self.first : -1], self.tokens[:, self.first + 1 :], strict=True)
-        return torch.stack([F.cross_entropy(row.float(), target, reduction="sum") for row, target in blocks])
+        return torch.stack([F.cross_entropy(row.float(), t.to(row.device), reduction="sum") for row, t in blocks])
 
     @torch.no_grad()
     def ce(self, replacement: Float[Tensor, "B T n"] | None = None) -> Float[Tensor, " B"]:
@@ -78,10 +78,13 @@ def _skipped(blocks: Iterable, tuples: bool) -> Iterator[None]:
         return (hidden_states,) if tuples else hidden_states
 
     layers = [block.original_component for block in blocks]
+    own = [layer.__dict__.get("forward") for layer in layers]  # accelerate's, where it spreads a model over GPUs
     try:
         for layer in layers:
             layer.forward = identity
         yield
     finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
+        for layer, forward in zip(layers, own, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward

@@ -12,6 +12,7 @@ import huggingface_hub.constants as constants
 import pytest
 import torch
 import transformers.utils.hub
+import zstandard
 from hub_server import COMMIT, HubServer
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 import gsae
-from gsae import access, checkpoints, corpus, hub
+from gsae import access, checkpoints, corpus, experiments, hub
 from gsae import lm as lms
 from gsae.cli import main
 from gsae.experiments import Run, both, grid
@@ -78,20 +79,24 @@ def gelu_1l(folder):
 TEXT_CARD = """---
 configs:
 - config_name: default
-  data_files: [{split: train, path: data/train.jsonl}, {split: validation, path: data/validation.jsonl}]
+  data_files: [{split: train, path: data/train.jsonl.zst}, {split: validation, path: data/validation.jsonl}]
 - config_name: short
   data_files: [{split: train, path: data/validation.jsonl}]
 ---
 """
+PINS = {spec.source: spec.revision for spec in lms.NAMES.values() if spec.source}
 
 
 def text(folder):
+    """Train compressed as the default text of the scales gpu and paper is."""
     rng = random.Random(0)
     (folder / "data").mkdir(parents=True)
     (folder / "README.md").write_text(TEXT_CARD)
     for split, rows in (("train", 90), ("validation", 30)):
         lines = [" ".join(f"w{min(int(rng.expovariate(0.15)), V - 1)}" for _ in range(40)) for _ in range(rows)]
-        (folder / "data" / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
+        written = "\n".join(json.dumps({"text": line}) for line in lines).encode()
+        path = folder / "data" / f"{split}.jsonl{'.zst' * (split == 'train')}"
+        path.write_bytes(zstandard.compress(written) if split == "train" else written)
 
 
 @pytest.fixture(scope="module")
@@ -187,13 +192,15 @@ def plain_ce(folder, dataset):
     ],
 )
 def test_chapter_04_runs_on_a_hub_model_and_text_from_the_cache(offline, repositories, monkeypatch, name, source, site):
-    for repo in (source, "someone/words", "datasets/some/dataset"):
+    pin = PINS[source] if name in lms.NAMES else "a" * 40
+    cached(source, repositories[source], pin, ref="main" if name not in lms.NAMES else "newer")
+    for repo in ("someone/words", "datasets/some/dataset"):
         cached(repo, repositories[repo])
     runs = chapter_04(name, site)
     table = gsae.run(runs, scale="smoke", force=True)
     assert list(table["status"]) == ["done"] * 4 and list(table["arch"]) == ["gated", "gated", "baseline", "baseline"]
     assert (table["l0"] > 0).all() and table["ce_zero"].notna().all()
-    assert table["provenance"].map(lambda p: p["lm_commit"]).tolist() == ["a" * 40] * 4
+    assert table["provenance"].map(lambda p: p["lm_commit"]).tolist() == [pin] * 4
     assert sorted(p.stem for p in (offline / "evidence").rglob("*.json")) == sorted(r.id for r in runs)
     if name != "gelu-1l":  # bfloat16 where the processor has it
         expected = plain_ce(repositories[source], repositories["datasets/some/dataset"])
@@ -210,7 +217,7 @@ def test_chapter_04_runs_over_the_network_with_the_token_in_every_request(served
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     served.folders = repositories
     runs = chapter_04(f"EleutherAI/pythia-2.8b@{COMMIT}", dataset=f"some/dataset@{COMMIT}")[:1]
-    runs += chapter_04("gelu-1l", "mlp_neurons", dataset=f"some/dataset@{COMMIT}")[:1]
+    runs += chapter_04(f"gelu-1l@{COMMIT}", "mlp_neurons", dataset=f"some/dataset@{COMMIT}")[:1]
     table = gsae.run(runs, scale="smoke", force=True)
     assert list(table["status"]) == ["done"] * 2
     assert table["provenance"].map(lambda p: p["lm_commit"]).tolist() == [COMMIT] * 2
@@ -222,9 +229,13 @@ def test_chapter_04_runs_over_the_network_with_the_token_in_every_request(served
 def test_a_revision_is_part_of_the_name_or_pinned(offline, repositories, monkeypatch):
     cached("EleutherAI/pythia-2.8b", repositories["EleutherAI/pythia-2.8b"])
     cached("EleutherAI/pythia-2.8b", repositories["google/gemma-7b"], "b" * 40, ref="step3")
+    assert lms.load("EleutherAI/pythia-2.8b", "cpu").commit == "a" * 40  # a name of the hub's own: its newest
+    with pytest.raises(lms.ModelError, match=f"hf download --revision {PINS['EleutherAI/pythia-2.8b']} EleutherAI"):
+        lms.load("pythia-2.8b", "cpu")
+    cached("EleutherAI/pythia-2.8b", repositories["google/gemma-7b"], PINS["EleutherAI/pythia-2.8b"], ref="pinned")
     cached("NeelNanda/GELU_1L512W_C4_Code", repositories["NeelNanda/GELU_1L512W_C4_Code"], "d" * 40, ref="old")
     cached("someone/words", repositories["someone/words"])
-    assert lms.load("pythia-2.8b", "cpu").commit == "a" * 40
+    assert lms.load("pythia-2.8b", "cpu").commit == PINS["EleutherAI/pythia-2.8b"]
     for revision in ("step3", "b" * 40):
         other = lms.load(f"pythia-2.8b@{revision}", "cpu")
         assert other.commit == "b" * 40 and type(other.bridge.original_model) is GemmaForCausalLM
@@ -232,11 +243,24 @@ def test_a_revision_is_part_of_the_name_or_pinned(offline, repositories, monkeyp
     assert lms.load("gelu-1l@old", "cpu").commit == "d" * 40
     with pytest.raises(lms.ModelError, match="GELU_1L512W_C4_Code is not in"):
         lms.load("gelu-1l", "cpu")
+    monkeypatch.setitem(lms.TOKENIZERS, "someone/words", "e" * 40)  # a pinned tokenizer
+    with pytest.raises(lms.ModelError):
+        lms.tokenizer("gelu-1l@old")
+    cached("someone/words", repositories["someone/words"], "e" * 40, ref="pinned")
+    assert lms.tokenizer("gelu-1l@old")("w3").input_ids == [3]
     monkeypatch.setitem(lms.NAMES, "pythia-2.8b", lms.NAMES["pythia-2.8b"]._replace(revision="step3"))
     assert lms.load("pythia-2.8b", "cpu").commit == "b" * 40
     assert lms.load("pythia-2.8b@main", "cpu").commit == "a" * 40
     one, other = Run(lm="pythia-2.8b@step3"), Run(lm="pythia-2.8b@main")
     assert one.id != other.id
+
+
+def test_what_the_scales_read_from_the_hub_is_pinned():
+    commit = re.compile("[0-9a-f]{40}")
+    assert len(PINS) == 3 and all(commit.fullmatch(pin) for pin in [*PINS.values(), *lms.TOKENIZERS.values()])
+    for at in ("gpu", "paper"):
+        for run in experiments.runs("pareto", at):
+            assert commit.fullmatch(access.split(run.text)[1]) and run.lm in lms.NAMES
 
 
 def test_a_path_is_no_revision(tmp_path):
@@ -255,8 +279,10 @@ def test_text_is_chosen_by_config_and_split(offline, repositories):
     held_out = first("some/dataset", "validation")
     assert first("some/dataset", ("test", "validation")) == held_out != first("some/dataset", "train")
     assert first("some/dataset:short", "train") == first("some/dataset:short@main", "train") == held_out
-    with pytest.raises(corpus.CorpusError, match="no split test or dev, only train, validation"):
+    with pytest.raises(corpus.CorpusError, match="no split test or dev, only train, validation.*not trained on: take"):
         first("some/dataset", ("test", "dev"))
+    with pytest.raises(corpus.CorpusError, match="no split other, only train$"):
+        first("some/dataset:short", "other")
     with pytest.raises(corpus.CorpusError, match="'other' not found. Available: .*short"):
         first("some/dataset:other", "train")
 
@@ -269,6 +295,26 @@ def test_text_is_read_once_for_a_language_model_and_size(machine, repositories, 
         blocks = corpus.hub_blocks(tokenizer, folder, 8, count, name=name)
         assert blocks["tokens"][:].shape == (count, 8)
     assert reads == [3, 3, 5]
+
+
+@pytest.mark.parametrize("documents", [1, 7, 1000])
+def test_text_is_written_piece_by_piece_to_the_same_blocks(machine, repositories, monkeypatch, documents):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(repositories["someone/words"])
+    folder = repositories["datasets/some/dataset"]
+    lines = zstandard.decompress((folder / "data" / "train.jsonl.zst").read_bytes()).decode().splitlines()
+    ids = sum((tokenizer(json.loads(line)["text"] + corpus.SEPARATOR).input_ids for line in lines), [])
+    tokenizer.backend_tokenizer.enable_padding(length=64)  # as some tokenizer files have it
+    tokenizer.backend_tokenizer.enable_truncation(16)
+    monkeypatch.setattr(corpus, "DOCUMENTS", documents)
+    pieces = list(corpus.stream(tokenizer, str(folder), 9, 101, "train", "text"))
+    assert (len(pieces) > 2) == (documents < 1000) and sum(map(len, pieces)) == 101
+    for name in (None, "a"):
+        blocks = corpus.hub_blocks(tokenizer, str(folder), 9, 101, name=name)
+        assert blocks["tokens"][:].flatten().tolist() == ids[: 9 * 101]
+    assert blocks.cache_files  # read from disk as it is needed, not held in memory
+    with pytest.raises(corpus.CorpusError, match=f"{len(ids) // 9} of 999 blocks were read and then it ended"):
+        corpus.hub_blocks(tokenizer, str(folder), 9, 999, name="a")
+    assert len(list((machine / "cache" / "corpus").glob("hub-*"))) == 1  # nothing half-made
 
 
 # Refusals: each says which of them it is, and what to do.

@@ -257,9 +257,10 @@ def hub(tmp_path, monkeypatch):
 
     def add(repository: str):
         folder = tmp_path / f"models--{repository.replace('/', '--')}"
+        commit = next((s.revision for s in lms.NAMES.values() if s.source == repository), "a" * 40)
         (folder / "refs").mkdir(parents=True)
-        (folder / "refs" / "main").write_text("a" * 40)
-        snapshot = folder / "snapshots" / ("a" * 40)
+        (folder / "refs" / "main").write_text(commit)
+        snapshot = folder / "snapshots" / commit
         snapshot.mkdir(parents=True)
         return snapshot
 
@@ -327,11 +328,45 @@ def test_gelu_1l_loads_from_transformer_lens_old_format(hub, tokens):
 
 def test_a_model_that_cannot_be_had_is_named_with_the_remedy(hub):
     with pytest.raises(
-        lms.ModelError, match=r"'gemma-7b' \(google/gemma-7b\): offline mode is on.*hf download google/gemma-7b"
+        lms.ModelError, match=r"'gemma-7b' \(google/gemma-7b\): offline mode is on.*hf download .*google/gemma-7b"
     ):
         lms.load("gemma-7b", device="cpu")
     with pytest.raises(lms.ModelError, match="'gelu-1l'"):
         lms.load("gelu-1l", device="cpu")
+
+
+def test_a_splice_leaves_what_accelerate_put_into_a_layer(tokens):
+    """Spread over GPUs, a layer's `forward` is one of the instance, which brings its inputs to its GPU."""
+    model = wrap(plain("llama"))
+    layer, calls = model.bridge.blocks[0].original_component, []
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: (calls.append(1), forward(*args, **kwargs))[1]
+    placed = layer.forward
+    splice = model.splice(tokens, "resid_post", 1)
+    before = len(calls)
+    splice.ce(splice.clean)
+    assert layer.forward is placed and "forward" not in model.bridge.blocks[1].original_component.__dict__
+    assert before == len(calls) == 1  # skipped, and back
+    model.bridge(tokens)
+    assert len(calls) == 2
+
+
+def test_old_gpus_load_in_float32(hub, monkeypatch):
+    """A T4 emulates bfloat16, at a fraction of its speed."""
+    folder, asked = hub("someone/tiny"), []
+    plain("llama").save_pretrained(folder)
+    words().save_pretrained(folder)
+    load = lms.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        lms.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: (asked.append(k["dtype"]), load(*a, **k))[1]
+    )
+    monkeypatch.setattr(lms.TransformerBridge, "boot_transformers", lambda *a, **k: pytest.fail("far enough"))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    for fast in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, fast=fast: fast)
+        with pytest.raises(pytest.fail.Exception, match="far enough"):
+            lms.load("someone/tiny", device="cuda")
+    assert asked == [torch.bfloat16, torch.float32]
 
 
 @pytest.mark.parametrize("options", [{"device_map": {"": "cpu"}}, {"device": "auto-split"}])
