@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 import yaml
@@ -43,6 +44,15 @@ def test_runs_on_colab(notebook):
     assert f"git+{gsae.REPO}@main" in first
     assert 'if "google.colab" in sys.modules:\n    %pip install' in first  # there, and nowhere else
     assert "".join(sources(notebook, "code")).count("%pip") == 1
+    assert '\n    os.environ["GSAE_SCALE"] = "smoke"' in first and "GSAE_CACHE" in first  # lines to change
+
+
+def test_a_badge_opens_the_notebook_on_colab():
+    """For readers on GitHub; the book has its launch button, and loads no picture from elsewhere."""
+    for path in NOTEBOOKS:
+        address = f"https://colab.research.google.com/github{urlparse(gsae.REPO).path}/blob/main/notebooks/{path.name}"
+        (badge,) = (c for c in json.loads(path.read_text())["cells"] if "colab-badge.svg" in "".join(c["source"]))
+        assert "".join(badge["source"]).endswith(f"]({address})") and badge["metadata"]["tags"] == ["remove-cell"]
 
 
 def test_the_scale_is_in_sight_where_runs_are_read(notebook):
