@@ -134,9 +134,9 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
         for cell in tqdm(cells.values(), desc="known dictionary", disable=None):
             began = time.monotonic()
             values = compute(cell)
-            seconds = (time.monotonic() - began) / len(cell)
+            seconds, device = (time.monotonic() - began) / len(cell), "cuda" if torch.cuda.is_available() else "cpu"
             for of, found in zip(cell, values, strict=True):
                 results.write_result(
-                    EXPERIMENT, of, found, evidence.provenance("cpu", seconds, {}, ""), at, force=force
+                    EXPERIMENT, of, found, evidence.provenance(device, seconds, {}, ""), at, force=force
                 )
     return results.load(EXPERIMENT, at)

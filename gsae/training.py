@@ -198,7 +198,7 @@ def train(
         arch, n, M or 4 * n, lams, math.ceil(epochs * per_epoch), batch, lr, seed, tuple(sorted(switches.items())),
         resample=resample, device=device, dtype=product_dtype(device),
     )  # fmt: skip
-    saes = fit(Stack(plan), batches, bar=bar)
+    saes = [sae.to(x.device) for sae in fit(Stack(plan), batches, bar=bar)]  # where it can be used on x at once
     for sae in saes:
         sae.about = {"scale": scale}
     return saes[0] if isinstance(lam, int | float) else saes
