@@ -93,6 +93,23 @@ def lines(name):
     return [x for x in (ROOT / name).read_text().splitlines() if x and not x.startswith("#")]
 
 
+def test_the_workflows_run_the_targets_of_a_laptop():
+    test, publish = (
+        yaml.safe_load((ROOT / ".github/workflows" / name).read_text()) for name in ("test.yml", "publish.yml")
+    )
+    when = test[True]  # which YAML makes of `on`
+    assert when["push"]["branches"] == ["main"] and len(when["schedule"][0]["cron"].split()) == 5
+    assert ".ci/run" in [step.get("run") for step in test["jobs"]["test"]["steps"]]
+    assert "\nmake test\n" in (ROOT / ".ci/run").read_text()
+    for version in test["jobs"]["test"]["strategy"]["matrix"]["python"]:
+        assert SpecifierSet(PROJECT["requires-python"]).contains(f"{version}.0")
+    after, steps = publish[True]["workflow_run"], publish["jobs"]["publish"]["steps"]
+    assert after["workflows"] == [test["name"]] and after["branches"] == ["main"]
+    assert "make book" in [step.get("run") for step in steps]
+    used = {step["uses"].split("@")[0]: step.get("with", {}) for step in steps if "uses" in step}
+    assert used["actions/upload-pages-artifact"]["path"] == "_build/html" and "actions/deploy-pages" in used
+
+
 def test_one_repository_url():
     urls = PROJECT["urls"]["Repository"], yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
     assert set(urls) == {gsae.REPO}
