@@ -13,7 +13,7 @@ from gsae import sizes
 from gsae.experiments import Run
 
 BASE = 1_500_000_000  # Python, torch and the libraries, in the host's memory
-SPEED = {"cpu": 1e11, "cuda": 1e13}  # operations a second where no run of such a device is on record
+SPEED = {"cpu": 1e11, "cuda": 1e13}  # operations a second where neither a run on record nor the GPU's name tells
 LATEST = 50  # run files that are read for the speed
 
 
@@ -38,7 +38,7 @@ def disk_bytes(runs: Sequence[Run], cache: Path | None = None) -> dict[str, int]
         name = f"activations/{run.lm}/{run.site}-{run.layer}-{sizes.store_rows(run)}-*/rows.bf16"
         have = cache is not None and any(cache.glob(name))
         stores[name] = 0 if sizes.streams(run) or have else sizes.store_rows(run) * sizes.row_bytes(run)
-        text[run.lm, run.text, run.context] = sizes.text_bytes(run) // 2
+        text[run.lm, run.text, run.context] = sizes.text_bytes(run)
     return {
         "stores": sum(stores.values()),
         "text": sum(text.values()),
@@ -57,39 +57,50 @@ class Estimate:
     seconds: float
 
 
-def estimate(runs: Sequence[Run], speed: int | float, device: str = "cpu", cache: Path | None = None) -> Estimate:
+def estimate(
+    runs: Sequence[Run],
+    speed: int | float,
+    device: str = "cpu",
+    cache: Path | None = None,
+    gpu_memory: int | float = 1e18,
+) -> Estimate:
     """What training and evaluating these runs takes, one stack after another, in one process.
 
     Args:
         speed: operations a second, of training and evaluation together; see `measured`.
         device: where the SAEs and the language model are: "cpu", or "cuda" for one GPU.
         cache: the cache folder, to leave out stores that are there.
+        gpu_memory: bytes of the GPU; a stack that is too large for it trains in parts.
 
     Raises KeyError on a language model whose shape is not known.
     """
-    beside, work, sites = [], 0, set()
+    from gsae import gpus  # which reads plans itself
+
+    host, on_gpu, work, sites = [], [0], 0, set()
     for stack in stacks(runs):
         run = stack[0]
-        train = len(stack) * sizes.held_bytes(run) + sizes.step_bytes(run)
-        buffer = sizes.BUFFER * sizes.row_bytes(run) if sizes.streams(run) else 0
-        model = sizes.lm_bytes(run.lm) + sizes.forward_bytes(run) + sizes.splice_bytes(run)
-        beside.append((train + buffer + model, sizes.held_out_bytes(run)))
+        cut = gpus.parts(stack, gpus.GPU(gpu_memory / 1e9, 1, 1), apart=False)
+        memory = [sum(part.memory.values()) for part in cut]
+        if device == "cuda":
+            on_gpu += memory
+            host.append(gpus.host_bytes(cut))
+        else:
+            host.append(sum(memory) + sizes.held_out_bytes(run))
         work += sum(sizes.train_flops(r) + sizes.evaluation_flops(r) for r in stack)
         place = run.lm, run.site, run.layer, run.context, run.tokens
         if place not in sites:
             work += sizes.site_flops(run)
         if place not in sites or sizes.streams(run):
-            work += sizes.harvest_flops(run)
+            work += sizes.harvest_flops(run) * (len(cut) if sizes.streams(run) else 1)
         sites.add(place)
-    on_gpu = max(b for b, _ in beside) if device == "cuda" else 0
-    working = max(held + (0 if device == "cuda" else b) for b, held in beside)
-    host = BASE + max(working, *map(sizes.text_bytes, runs), 0)
-    return Estimate(host, on_gpu, sum(disk_bytes(runs, cache).values()), work / speed)
+    return Estimate(BASE + max(host), max(on_gpu), sum(disk_bytes(runs, cache).values()), work / speed)
 
 
-def measured(at: str, device: str = "cpu") -> tuple[float, str]:
-    """Operations a second, from the wall times of the latest runs on record of such a device, and where it is from."""
-    from gsae import evidence
+def measured(at: str, device: str = "cpu", card: str = "") -> tuple[float, str]:
+    """Operations a second, and where that is from: the wall times of the latest runs on record of such a device, else
+    what `gsae plan` assumes of a GPU of this name, as its driver gives it.
+    """
+    from gsae import evidence, gpus
 
     rates = []
     files = sorted(evidence.root(at).glob("*/*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
@@ -97,10 +108,12 @@ def measured(at: str, device: str = "cpu") -> tuple[float, str]:
     for record in map(evidence.read, islice(of_runs, LATEST)):
         run, origin = Run.of(record["run"]), record["provenance"]
         timed = origin["seconds"] > 0  # a run of less than 0.05 s is recorded as 0.0
-        if origin["device"] == device and run.lm in sizes.SHAPES and timed:
+        if origin["device"] == device and sizes.known(run.lm) and timed:
             rates.append((sizes.train_flops(run) + sizes.evaluation_flops(run)) / origin["seconds"])
     if rates:
         return statistics.median(rates), f"measured in {len(rates)} runs on record"
+    if named := gpus.named(card):
+        return gpus.GPUS[named].tflops * 1e12 * gpus.UTILISATION, f"assumed of a {named.upper()}: no run is on record"
     return SPEED[device], "assumed: no run of such a device is on record"
 
 
@@ -128,23 +141,24 @@ def duration(seconds: int | float) -> str:
 
 
 def check(
-    runs: Sequence[Run], at: str, folder: Path, device: str = "cpu", gpu_free: int | None = None, force: bool = False
-) -> str:
+    runs: Sequence[Run], at: str, folder: Path, device: str = "cpu", gpu_free: int | None = None, force: bool = False,
+    gpu_memory: int | float = 1e18, card: str = "",
+) -> str:  # fmt: skip
     """Print one line with the estimate to stderr, and return it.
 
     Args:
         folder: the cache folder: its disk takes stores, checkpoints and weights.
-        gpu_free: bytes free on the GPU, where there is one.
+        gpu_free, gpu_memory, card: bytes free and in all on the GPU, and its name, where there is one.
         force: go on even if it does not fit.
 
     Raises TooLarge where memory or disk cannot hold it, unless `force`.
     """
-    if unknown := sorted({r.lm for r in runs} - set(sizes.SHAPES)):
+    if unknown := sorted({r.lm for r in runs if not sizes.known(r.lm)}):
         line = f"no estimate: the shape of {', '.join(unknown)} is not in gsae.sizes.SHAPES"
         print(line, file=sys.stderr)
         return line
-    speed, source = measured(at, device)
-    need, free_disk = estimate(runs, speed, device, folder), shutil.disk_usage(folder).free
+    speed, source = measured(at, device, card)
+    need, free_disk = estimate(runs, speed, device, folder, gpu_memory), shutil.disk_usage(folder).free
     wanted = {"memory": (need.host, free_memory()), "GPU memory": (need.gpu, gpu_free), "disk": (need.disk, free_disk)}
     shown = [
         f"{name} {size / 1e9:.1f} GB" + (f" of {free / 1e9:.1f} free" if free is not None else "")

@@ -48,7 +48,8 @@ def checkpoint_of(plan: Plan, run: Run) -> Path:
 
 
 def compositions(left: list[Run], site: Site, ranks: Alone = ALONE) -> list[list[Run]]:
-    """How the runs left of one stack train: those of a checkpoint in the stack that was saved, the others together.
+    """How the runs left of one stack train: those of a checkpoint in the stack that was saved, the others together, or,
+    where a GPU does not hold as many, in the parts of `gsae plan`.
 
     A stack is resumed as it was, with the runs that were finished meanwhile (their evidence is not written again):
     resampling draws by a run's place, and steps already made are not made twice. A checkpoint of finished runs alone
@@ -67,7 +68,7 @@ def compositions(left: list[Run], site: Site, ranks: Alone = ALONE) -> list[list
         elif ranks.first:
             print(f"{path.name} holds finished runs alone: deleted", file=sys.stderr)
             path.unlink()
-    return stacks + ([rest] if rest else [])
+    return stacks + ([list(part.runs) for part in site.parts(rest)] if rest else [])
 
 
 def train_stack(
@@ -79,12 +80,13 @@ def train_stack(
     """
     began, plan = time.monotonic(), plan_of(runs, site)
     checkpoint, stack = checkpoint_of(plan, runs[0]), Stack(plan, ranks)
-    saes = fit(stack, site.batches(runs[0]), checkpoint)
+    # A checkpoint is made at some 0.5 GB/s, while training waits: large ones are made less often.
+    fit(stack, site.batches(runs[0]), checkpoint, every=max(60.0, 16 * plan.n * plan.M * len(runs) / 1e7))
     seconds = (time.monotonic() - began) / len(runs)
-    for k, (one, sae) in enumerate(zip(runs, tqdm(saes, desc="evaluate", disable=None), strict=True)):
+    for k, one in enumerate(tqdm(runs, desc="evaluate", disable=None)):
         if k % ranks.world != ranks.rank or evidence.find(one.id, at):
             continue
-        began = time.monotonic()
+        began, sae = time.monotonic(), stack.sae(k)
         checkpoints.save(sae, checkpoints.weights(one.id), run=experiments.asdict(one), scale=site.store.scale)
         values, sums, density = site.evaluate(sae)
         corpus_hash, lm_hash = experiments.sources(one.lm, one.context)
@@ -161,9 +163,10 @@ def run(
         if at != "smoke" and not force:
             evidence.require_clean()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        gpu_free = torch.cuda.mem_get_info()[0] if device == "cuda" else None
+        gpu_free, total = torch.cuda.mem_get_info() if device == "cuda" else (None, 1e18)
         if ranks.first:
-            plan.check(missing, at, cache_dir(), device, gpu_free, force)
+            card = torch.cuda.get_device_name() if device == "cuda" else ""
+            plan.check(missing, at, cache_dir(), device, gpu_free, force, total, card)
         train_missing(missing, at, force, ranks)
         ranks.barrier("the other ranks' runs")
     return evidence.load(runs, at)
@@ -215,5 +218,6 @@ def train_site(site: Site, stacks: list[list[Run]], at: str, force: bool, ranks:
                 new = ranks.agree([evidence.find(r.id, at) is None for r in stack])
                 if left := [r for r, is_new in zip(stack, new, strict=True) if is_new]:
                     for runs in compositions(left, site, ranks):
+                        site.make_room(runs)
                         train_stack(runs, site, experiments.home(runs[0], at), at, force, ranks)
         stacks = busy

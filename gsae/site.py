@@ -9,7 +9,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from gsae import activations, corpus, distributed, metrics, sizes, stats, streaming
+from gsae import activations, corpus, distributed, gpus, metrics, sizes, stats, streaming
 from gsae import lm as language_models
 from gsae.assets import cache_dir
 from gsae.distributed import ALONE, Alone
@@ -54,6 +54,22 @@ class Site:
         source = streaming.Source(self.model, blocks, *self.key, keep_pos0=run.keep_pos0)
         return streaming.Buffer(source, rows=sizes.BUFFER, device=self.model.device)
 
+    def parts(self, runs: list[Run]) -> list["gpus.Part"]:
+        """Runs of one stack, cut into what the GPU holds at once, as `gsae plan` cuts them; a single part without a
+        GPU, or where the language model's shape is not known.
+        """
+        memory, device = gpu_memory(), self.model.device
+        if not (memory and sizes.known(self.run.lm)):
+            return [gpus.Part(tuple(runs), {"buffer": 0}, {}, "", 0)]
+        apart = device.type != "cuda" or device.index != torch.cuda.current_device()
+        return gpus.parts(runs, gpus.GPU(memory / 1e9, 1, 1), apart)
+
+    def make_room(self, runs: list[Run]) -> None:
+        """Keep the buffer in the host's memory while it does not fit beside these runs."""
+        if isinstance(self.store, streaming.Buffer):
+            cut = self.parts(runs)
+            self.store.move(self.model.device if len(cut) == 1 and "buffer" in cut[0].memory else "cpu")
+
     @staticmethod
     def harvest(sites: list["Site"], ranks: Alone = ALONE) -> list["activations.Store"]:
         """Stores of several sites of one language model with equal text and length, in one pass that ranks share."""
@@ -78,21 +94,24 @@ class Site:
         """Scaled activations of the evaluation blocks, `(blocks, positions, n)` in bfloat16, and each block's group."""
         per_block = self.run.context - (not self.run.keep_pos0)
         tokens = self.tokens(-(-self.run.eval_tokens // per_block))
-        kept = []
+        kept, start = None, 0
         few = sizes.blocks_per_pass(self.run.context)
         for part in tqdm(tokens.split(few), desc=f"evaluation text, {self.run.site} {self.run.layer}", disable=None):
             x = self.model.activations(part, [self.key])[self.key][:, 0 if self.run.keep_pos0 else 1 :]
-            kept.append((x.float() * self.store.scale).bfloat16().cpu())
-        return torch.cat(kept), torch.arange(len(tokens)) % metrics.GROUPS
+            if kept is None:  # in its place at once: joining parts would take the memory twice
+                kept = torch.empty(len(tokens), *x.shape[1:], dtype=torch.bfloat16)
+            kept[start : start + len(x)] = (x.float() * self.store.scale).bfloat16()
+            start += len(x)
+        return kept, torch.arange(len(tokens)) % metrics.GROUPS
 
     def tokens(self, count: int) -> Tensor:
         return torch.as_tensor(self.blocks("eval", count).with_format("torch")["tokens"][:]).long()
 
     @cached_property
-    def splices(self) -> list:
+    def splices(self) -> "Splices | list":
         tokens = self.tokens(-(-self.run.ce_tokens // self.run.context))
-        few = sizes.blocks_per_pass(self.run.context)
-        return [self.model.splice(part, *self.key, keep_pos0=self.run.keep_pos0) for part in tokens.split(few)]
+        found = Splices(self, tokens.split(sizes.blocks_per_pass(self.run.context)))
+        return list(found) if sizes.keeps_splices(self.run) else found
 
     @cached_property
     def references(self) -> dict[str, list[Tensor]]:
@@ -107,7 +126,7 @@ class Site:
         """Metrics, the sums behind them per group, and the density histogram of an SAE, or of what encodes like one."""
         sae, sums = sae.eval(), metrics.Sums(self.store.mean)
         data, groups = self.held_out
-        most = ROWS.get(sae.b_dec.device.type, 4096)
+        most = sizes.rows_at_once(getattr(sae, "sae", sae).M, ROWS.get(sae.b_dec.device.type, 4096))
         few = max(1, most // data.shape[1])
         for x, group in zip(data.split(few), groups.split(few), strict=True):
             rows = x.flatten(0, 1).float().to(sae.b_dec.device)
@@ -123,6 +142,25 @@ class Site:
             start += len(s.clean)
         kept = sums.to_dict()
         return {**stats.ratios(kept), "dead_fraction": float(sums.dead_fraction)}, kept, sums.density()
+
+
+@dataclass
+class Splices:
+    """The splices of a site, made anew each time they are gone through: at the paper's size too large to keep."""
+
+    site: Site
+    parts: tuple[Tensor, ...]  # of the text: token ids, (blocks, context)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self):
+        return (self.site.model.splice(p, *self.site.key, keep_pos0=self.site.run.keep_pos0) for p in self.parts)
+
+
+def gpu_memory() -> int:
+    """Bytes of this process's GPU, in all: unlike those that are free, the same at every start. 0 without one."""
+    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
 
 
 def lock(name: str) -> Path:

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 from gsae.experiments import Run
 
-STREAM_ABOVE = 20_000_000  # tokens; a longer run reads from a shuffled buffer, a shorter one from a store on disk
+STORE = 10_000_000_000  # bytes; activations that take more are read from a shuffled buffer, others from a store on disk
+STREAM_ABOVE = 20_000_000  # tokens; the same on the packaged text, and where the width of the model is not known here
 BUFFER = 1_000_000  # rows of that buffer, as in the paper
 PASS = 8192  # tokens of one forward pass of the language model, at most 16 blocks
+CODES = 2**26  # numbers in one matrix of latents that an evaluation makes: 0.27 GB in fp32
+KEPT = 4_000_000_000  # bytes; clean activations that take more are not kept for the next SAE's evaluation
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,15 @@ SHAPES = {  # of the models' public configs
 }
 
 
+def known(lm: str) -> bool:
+    return lm.partition("@")[0] in SHAPES
+
+
 def shape(lm: str) -> Shape:
-    """A language model's shape. Raises KeyError, naming those known, for one that is not in the table."""
-    if lm not in SHAPES:
+    """A language model's shape, at any revision. Raises KeyError, naming those known, for one not in the table."""
+    if not known(lm):
         raise KeyError(f"the shape of {lm!r} is not known: add it to gsae.sizes.SHAPES; known are {', '.join(SHAPES)}")
-    return SHAPES[lm]
+    return SHAPES[lm.partition("@")[0]]
 
 
 def width(run: Run) -> int:
@@ -72,7 +79,9 @@ def width(run: Run) -> int:
 
 def streams(run: Run) -> bool:
     """Whether a run reads its activations from a buffer: a store of as many would fill the disk."""
-    return run.tokens > STREAM_ABOVE
+    if run.text == "packaged" or not known(run.lm):
+        return run.tokens > STREAM_ABOVE
+    return run.tokens * row_bytes(run) > STORE
 
 
 def blocks_per_pass(context: int) -> int:
@@ -116,6 +125,30 @@ def step_bytes(run: Run) -> int:
     return max(4 * nM + (4 + 4 * codes) * bM, 8 * nM + late * bM) + 8 * run.batch * width(run)
 
 
+def rows_at_once(M: int, most: int) -> int:
+    """Tokens that an evaluation encodes at once."""
+    return max(1, min(most, CODES // M))
+
+
+def work_bytes(run: Run, count: int, lm: bool = True) -> int:
+    """Most that a stack of `count` SAEs takes for a while: a training step and the harvest beside it; all of them as
+    modules, once they are trained; or the evaluation of one, with five matrices of latents in fp32, the splices, and a
+    pass of the language model. Without `lm`, the model works on another device.
+    """
+    weights, codes = 4 * parameters(run), 20 * min(CODES, 4096 * run.M)
+    if not lm:
+        return max(step_bytes(run), count * weights, weights + codes)
+    evaluation = weights + splice_bytes(run) + max(codes, forward_bytes(run))
+    return max(step_bytes(run) + forward_bytes(run, logits=False), count * weights, evaluation)
+
+
+def state_bytes(run: Run, count: int) -> int:
+    """Most that a stack on a GPU takes of the host's memory: its state on the way to a checkpoint, or, at the start,
+    its dictionaries on the way to the GPU.
+    """
+    return max(count * held_bytes(run), 4 * width(run) * run.M * max(3, count + 2))
+
+
 def step_flops(run: Run) -> int:
     """Operations of the matrix products of one training step: 14 n M a sample for gated, 10 n M for the baseline;
     4 n M more for an untied encoder, 2 n M for a live auxiliary dictionary, and, by autograd, 2 n M for each encoder,
@@ -156,7 +189,8 @@ def above_flops(run: Run) -> int:
 
 def evaluation_flops(run: Run) -> int:
     """Operations of evaluating one SAE: encode and decode held-out text; the layers above on reconstructions."""
-    return (run.eval_tokens + run.ce_tokens) * 4 * width(run) * run.M + run.ce_tokens * above_flops(run)
+    clean = 0 if keeps_splices(run) else shape(run.lm).flops(run.context)
+    return (run.eval_tokens + run.ce_tokens) * 4 * width(run) * run.M + run.ce_tokens * (clean + above_flops(run))
 
 
 def lm_bytes(lm: str) -> int:
@@ -164,21 +198,32 @@ def lm_bytes(lm: str) -> int:
     return shape(lm).parameters * (4 if lm == "gelu-1l-mini" else 2)
 
 
-def forward_bytes(run: Run) -> int:
+def forward_bytes(run: Run, logits: bool = True) -> int:
     """Most that one forward pass adds: attention scores (bf16 and their softmax in fp32), one block's activations, and
-    the logits, whose loss is taken block by block in fp32.
+    the logits, whose loss is taken block by block in fp32. A harvest ends without `logits`.
     """
     s, blocks = shape(run.lm), blocks_per_pass(run.context)
     tokens = blocks * run.context
     scores = tokens * run.context * s.heads * 10
     inside = 2 * tokens * (8 * s.d + (2 + s.gated_mlp) * s.d_mlp)
-    return max(scores, 2 * tokens * s.vocab + 12 * run.context * s.vocab) + inside
+    return max(scores, logits * (2 * tokens * s.vocab + 12 * run.context * s.vocab)) + inside
+
+
+def clean_bytes(run: Run) -> int:
+    """Clean activations of one token, which let an SAE's evaluation rerun the layers above alone."""
+    return 2 * (width(run) + (0 if run.site == "resid_post" else shape(run.lm).d))
+
+
+def keeps_splices(run: Run) -> bool:
+    """Whether the clean activations of the text for cross-entropy stay for all SAEs of a site; else each makes them
+    again, pass by pass, which at the paper's size adds 0.3 % of the operations.
+    """
+    return not known(run.lm) or run.ce_tokens * clean_bytes(run) <= KEPT
 
 
 def splice_bytes(run: Run) -> int:
-    """Clean activations kept beside the language model, so that each SAE reruns only the layers above."""
-    both = width(run) + (0 if run.site == "resid_post" else shape(run.lm).d)
-    return 2 * run.ce_tokens * both
+    tokens = run.ce_tokens if keeps_splices(run) else blocks_per_pass(run.context) * run.context
+    return tokens * clean_bytes(run)
 
 
 def held_out_bytes(run: Run) -> int:
@@ -187,8 +232,8 @@ def held_out_bytes(run: Run) -> int:
 
 
 def text_bytes(run: Run) -> int:
-    """Token ids of hub text, gathered in the host's memory, twice as they are joined, before they go to disk."""
-    return 0 if run.text == "packaged" else 8 * run.tokens
+    """Token ids of hub text, on disk."""
+    return 0 if run.text == "packaged" else 4 * run.tokens
 
 
 def row_bytes(run: Run) -> int:

@@ -94,6 +94,11 @@ class Buffer:
                 self._recent.popitem(last=False)
         return self._recent[key].float() * self.scale
 
+    def move(self, device: torch.device | str) -> None:
+        """Keep the rows in another memory: the host's, or a GPU's."""
+        self.data = self.data.to(device)
+        self._kept, self._recent = (None, None), OrderedDict()
+
     def _go(self, batch: int, seed: int, epoch: int, refill: int) -> None:
         """Bring the buffer to its state after a refill: one refill on, or by a jump that loads all of it anew."""
         if self._at == (batch, seed, epoch, refill):

@@ -114,7 +114,7 @@ def work(out: Path) -> None:
     tiny_world(setattr)
     harvested, trained, collect, fit = [], [], activations._collect, runner.fit
     activations._collect = lambda *a: (harvested.append(a[-2]), collect(*a))
-    runner.fit = lambda s, *a: (trained.append([s.plan.seed, s.plan.M, s.ranks.world]), fit(s, *a))[1]
+    runner.fit = lambda s, *a, **k: (trained.append([s.plan.seed, s.plan.M, s.ranks.world]), fit(s, *a, **k))[1]
     experiments.EXPERIMENTS["pareto"] = lambda at: SWEEP
     report["code"] = cli.main(["run", "pareto", "--scale", "smoke"])  # three stacks for two ranks: dealt out
     runner.run(RUNS[1:], "smoke")  # one stack: trained together

@@ -1,6 +1,7 @@
 """Plans: bytes against tensors on the meta device, operations against counted ones, sharding, refusal."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import gsae.saes.base
-from gsae import cli, evidence, gpus, lm, paper_scale, plan, sizes
+from gsae import cli, evidence, experiments, gpus, lm, paper_scale, plan, sizes
 from gsae.closed import closed_form
 from gsae.experiments import Run, wider
 from gsae.saes import GatedSAE
@@ -117,6 +118,23 @@ def test_what_a_step_adds(run, no_initial_rows):
     with Peak() as peak:
         grads = closed_form(run.arch, peak.fused)(w, x, lam, torch.bfloat16)
     assert grads and sizes.step_bytes(run) == pytest.approx(peak.bytes, rel=0.05)
+
+
+@pytest.mark.parametrize("run", [*PAPER, *map(wider, PAPER)], ids=lambda r: f"{r.lm}-{r.site}-{r.arch}")
+def test_what_an_evaluation_adds(run, no_initial_rows):
+    with torch.device("meta"):
+        sae = stack_plan(run).sae().requires_grad_(False)
+        x = torch.empty(sizes.rows_at_once(run.M, 4096), sizes.width(run))
+    weights = sum(p.numel() * p.element_size() for p in sae.parameters())
+    with Peak() as peak:
+        f = sae.encode(x)
+        on = (f > 0).float()  # as in metrics
+        sae.decode(f)
+    codes = 20 * min(sizes.CODES, 4096 * run.M)
+    assert f.numel() <= sizes.CODES and on.shape == f.shape and 0.4 * codes < peak.bytes < codes
+    assert sizes.work_bytes(run, 1, lm=False) >= weights + codes and sizes.work_bytes(run, 9, lm=False) == 9 * weights
+    more = weights + sizes.splice_bytes(run) + sizes.forward_bytes(run)
+    assert sizes.work_bytes(run, 1) >= max(more, sizes.step_bytes(run) + sizes.forward_bytes(run, logits=False))
 
 
 @pytest.mark.parametrize("name", ["pythia-2.8b", "gemma-7b"])
@@ -243,8 +261,60 @@ def test_parts_hold_every_run_once_and_fit():
         cut = gpus.parts(stack, gpu)
         assert [r for part in cut for r in part.runs] == stack
         assert all(part.fits and sum(part.memory.values()) <= gpu.memory * 1e9 * gpus.USABLE for part in cut)
-        one_more = sum(cut[0].memory.values()) + sizes.held_bytes(stack[0])
-        assert len(cut) == 1 or one_more + sizes.held_bytes(stack[0]) > gpu.memory * 1e9 * gpus.USABLE
+        larger = [len(stack) / k for k in range(1, len(cut))]  # fewer parts, of more runs each
+        fixed = {k: v for k, v in cut[0].memory.items() if k not in ("SAEs", "work")}
+        for runs in larger:
+            memory = gpus._memory(stack[0], math.ceil(runs), fixed)
+            assert sum(memory.values()) > gpu.memory * 1e9 * gpus.USABLE
+
+
+@pytest.mark.parametrize("total, most", [(6, 4), (7, 2), (8, 3), (10, 4), (10, 3), (13, 5), (5, 9)])
+def test_what_is_left_of_a_stack_is_cut_as_before(total, most):
+    stack = [Run(lam=0.01 * (i + 1)) for i in range(total)]
+    whole = [part.runs for part in gpus._cut(stack, most, {}, "", 0)]
+    assert sum(whole, ()) == tuple(stack) and max(map(len, whole)) <= most and len(whole) == -(-total // most)
+    assert max(map(len, whole)) - min(map(len, whole)) <= 1
+    for done in range(1, len(whole)):
+        rest = stack[sum(map(len, whole[:done])) :]
+        assert [part.runs for part in gpus._cut(rest, most, {}, "", 0)] == whole[done:]
+
+
+def test_where_the_language_model_is_can_be_settled():
+    stack = [r for r in paper_scale.runs() if (r.lm, r.site, r.layer, r.arch) == ("gemma-7b", "mlp_out", 6, "gated")]
+    free = gpus.parts(stack, gpus.GPU(30, 100, 1))
+    assert free[0].lm_gpus == 1
+    beside = gpus.parts(stack, gpus.GPU(30, 100, 1), apart=False)
+    assert not beside[0].fits and sum(beside[0].memory.values()) > 30e9 * gpus.USABLE  # it counts all that is there
+    assert gpus.parts(stack, gpus.GPU(200, 100, 1), apart=True)[0].lm_gpus == 1
+    assert gpus.parts(stack, gpus.GPU(200, 100, 1))[0].lm_gpus == 0
+
+
+@pytest.mark.parametrize(
+    "card, key",
+    [
+        ("Tesla T4", "t4"), ("NVIDIA L4", "l4"), ("NVIDIA A100-SXM4-40GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA L40S", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_card_is_known_by_its_drivers_name(card, key, record):
+    assert gpus.named(card) == key
+    record(device="cpu")
+    speed, source = plan.measured("cpu", "cuda", card)
+    assert speed == (gpus.GPUS[key].tflops * 1e12 * gpus.UTILISATION if key else plan.SPEED["cuda"])
+    assert source.startswith(f"assumed of a {key.upper()}" if key else "assumed")
+
+
+def test_chapters_04_to_06_at_gpu_scale_fit_a_t4_and_two_hours():
+    t4, free = gpus.GPUS["t4"], 12e9  # Colab's host memory is 12.7 GB, a free Drive 15 GB
+    named = ("pareto", "longer", "ablations", "resampling")
+    runs = list(dict.fromkeys(r for name in named for r in experiments.runs(name, "gpu")))
+    assert {r.lm for r in runs} == {"gelu-1l"} and len(runs) > 30
+    need = plan.estimate(runs, t4.tflops * 1e12 * gpus.UTILISATION, "cuda", gpu_memory=t4.memory * 1e9)
+    assert need.seconds < 1.75 * 3600  # what is left is for compilation, and for reading the text
+    assert need.gpu < t4.memory * 1e9 * gpus.USABLE and need.host < free and need.disk < free
+    assert all(sizes.streams(r) for r in runs if r.site == "mlp_neurons")  # no large store to fill the Drive
+    one = gpus.report("pareto at scale gpu", experiments.runs("pareto", "gpu"), "t4", t4, 1, gpus.UTILISATION)
+    assert "PFLOP" in one and "dense fp32" in one and one.endswith("With: gsae run pareto --scale gpu")
 
 
 def test_what_is_placed_elsewhere_when_memory_is_short():
@@ -252,7 +322,7 @@ def test_what_is_placed_elsewhere_when_memory_is_short():
     where = {m: gpus.parts(stack, gpus.GPU(m, 100, 1))[0].where for m in (200, 64, 30, 18, 12)}
     assert where[200] == "" and "buffer" in where[64] + where[30]
     assert "LM on" in where[30] and "LM on" in where[18] and where[12] == "does not fit"
-    need = sizes.held_bytes(stack[0]) + sizes.step_bytes(stack[0])
+    need = sizes.held_bytes(stack[0]) + sizes.work_bytes(stack[0], 1, lm=False)
     assert not gpus.parts(stack, gpus.GPU(need / 1e9 / gpus.USABLE * 0.99, 100, 1))[0].fits
     assert gpus.parts(stack, gpus.GPU(need / 1e9 / gpus.USABLE * 1.01, 100, 1))[0].fits
     text = gpus.report("x", stack, "small", gpus.GPU(12, 100, 1), 1, 0.4)
@@ -262,7 +332,8 @@ def test_what_is_placed_elsewhere_when_memory_is_short():
 def test_sharing_out():
     assert gpus.shared_out([3, 3, 2, 2, 2], 2) == 7  # 3 + 2 + 2 beside 3 + 2: longest first is not always best
     assert gpus.shared_out([1, 1, 1, 1, 4], 2) == 4
-    assert gpus.shared_out([6.0], 3) == 2 and gpus.shared_out([6.0, 3.0], 5) == 3
+    assert gpus.shared_out([6.0], 3) == 2 and gpus.shared_out([6.0, 3.0], 5) == 9 / 5  # data-parallel
+    assert gpus.shared_out([6.0, 3.0], 5, together=False) == 6
 
 
 def test_hours_are_operations_over_rate():
@@ -282,7 +353,7 @@ def test_the_command_prints_a_plan_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for word in ("gelu-1l", "GPU-hours", "Disk:", "Sharding:", gpus.DATED, "80 GB", "989 TFLOP/s"):
+    for word in ("gelu-1l", "GPU-hours", "Disk:", "Sharding:", "With: torchrun", gpus.DATED, "80 GB", "989 TFLOP/s"):
         assert word in done.stdout
 
 
@@ -344,16 +415,22 @@ def test_an_estimate_adds_up(tmp_path):
     # One stack after another: the larger one counts. On a GPU, only held-out activations stay on the host.
     assert plan.estimate(runs[:2], 1e10).host == whole.host > plan.estimate(runs[2:], 1e10).host
     gpu = plan.estimate(runs, 1e10, "cuda")
-    assert gpu.host == plan.BASE + sizes.held_out_bytes(runs[0]) and gpu.gpu == whole.host - gpu.host
+    assert gpu.host == plan.BASE + sizes.held_out_bytes(runs[0]) + sizes.state_bytes(runs[0], 2)
+    assert gpu.gpu == whole.host - plan.BASE - sizes.held_out_bytes(runs[0])
+    small = plan.estimate(runs[:2], 1e10, "cuda", gpu_memory=(gpu.gpu - 1) / gpus.USABLE)  # one SAE at a time
+    assert small.gpu == gpu.gpu - held and small.seconds == plan.estimate(runs[:2], 1e10, "cuda").seconds
+    long = [replace(r, tokens=30_000_000) for r in runs[:2]]  # streamed: each part reads the text again
+    whole, cut = (plan.estimate(long, 1, "cuda", gpu_memory=m) for m in (1e18, (gpu.gpu - 1) / gpus.USABLE))
+    assert cut.seconds - whole.seconds == sizes.harvest_flops(long[0]) and cut.gpu < whole.gpu
     assert plan.estimate(runs[:1], 1e10).seconds * 1e10 == (
         sizes.train_flops(runs[0]) + sizes.harvest_flops(runs[0]) + sizes.site_flops(runs[0])
         + sizes.evaluation_flops(runs[0])
     )  # fmt: skip
 
 
-def test_hub_text_is_gathered_in_memory_and_kept_on_disk():
+def test_hub_text_is_kept_on_disk_alone():
     run = replace(Run(), text="some/data", tokens=1_000_000_000, M=8)
-    assert plan.estimate([run], 1e10, "cuda").host == plan.BASE + 8_000_000_000
+    assert plan.estimate([run], 1e10, "cuda").host == plan.estimate([replace(run, tokens=10**8)], 1e10, "cuda").host
     assert plan.disk_bytes([run, replace(run, lam=0.3)])["text"] == 4_000_000_000
     assert plan.disk_bytes([Run()])["text"] == 0
 
@@ -363,6 +440,10 @@ def test_a_long_run_streams_and_takes_no_store():
     assert sizes.streams(long) and not sizes.streams(Run())
     assert plan.disk_bytes([long])["stores"] == 0 < plan.disk_bytes([Run()])["stores"]
     assert plan.estimate([long], 1e10).host > plan.estimate([Run()], 1e10).host + 576 * 2 * 900_000
+    hub = replace(Run(), text="some/data", tokens=sizes.STORE // (2 * 576))
+    assert not sizes.streams(hub) and sizes.streams(replace(hub, tokens=hub.tokens + 1))
+    unknown = replace(hub, lm="other/model")
+    assert not sizes.streams(unknown) and sizes.streams(replace(unknown, tokens=sizes.STREAM_ABOVE + 1))
 
 
 @pytest.mark.parametrize("what", ["disk", "memory", "GPU memory"])
@@ -388,6 +469,8 @@ def test_what_fits_goes_on_with_one_line(record, tmp_path, monkeypatch, capsys):
         assert line.startswith("estimate for 2 runs: memory ") and "measured in 1 runs on record" in line
         assert capsys.readouterr().err == line + "\n"
     assert "no estimate: the shape of other/model" in plan.check([Run(lm="other/model")], "cpu", tmp_path)
+    pinned = plan.check([Run(lm="smollm2@abc"), wider(Run(lm="smollm2@abc"))], "cpu", tmp_path)
+    assert pinned == plan.check([Run(), wider(Run())], "cpu", tmp_path)  # a revision changes no shape
     with pytest.raises(KeyError, match="the shape of 'other/model' is not known"):
         plan.estimate([Run(lm="other/model")], 1e10)
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from test_activations import T, V, make
 from test_training import assert_same, batches, plan
 
-from gsae import activations, checkpoints, disk, evidence, resampling, runner, stack, training
+from gsae import activations, checkpoints, disk, evidence, gpus, resampling, runner, site, sizes, stack, training
 from gsae.experiments import Run, grid
 from gsae.stack import Stack
 
@@ -422,6 +422,45 @@ def test_a_checkpoint_of_finished_runs_alone_is_deleted(world, undisturbed, monk
     assert f"{old.name} holds finished runs alone: deleted" in capsys.readouterr().err
 
 
+# ---- Sweeps too large for a GPU -------------------------------------------------------------------------------------
+
+
+def holds(patch, count):
+    """A GPU that holds `count` SAEs of `BASE` at once; 0: none, so that everything trains together."""
+    room = (count * sizes.held_bytes(BASE) + sizes.work_bytes(BASE, count, lm=False)) / gpus.USABLE
+    patch.setattr(site, "gpu_memory", lambda: room * 1.001 if count else 0)
+
+
+def test_a_stack_that_a_gpu_does_not_hold_trains_in_parts_and_resumes_as_it_was(world, monkeypatch, fits):
+    lams = [0.05, 0.1, 0.2, 0.3, 0.4]
+    monkeypatch.setattr(sys.modules[__name__], "RUNS", grid(BASE, lam=lams))
+    holds(monkeypatch, 2)
+    here = world("here")
+    assert set(runner.run(RUNS, "smoke")["status"]) == {"done"}
+    cut = [(0.05,), (0.1, 0.2), (0.3, 0.4)]
+    assert fits == [(part, 0) for part in cut] and not list(here.glob("checkpoints/*"))
+    expected = files(here)
+
+    fits.clear()
+    world("there")
+    with monkeypatch.context() as m:  # stopped in the second part
+        source, reads = runner.Site.batches, []
+
+        def press(self, run):
+            reads.append(run.lam)
+            read = source(self, run)
+            stop = lambda at: os.kill(os.getpid(), signal.SIGINT) if at == 20 and len(reads) == 2 else None  # noqa: E731
+            return lambda at: (stop(at), read(at))[1]
+
+        m.setattr(runner.Site, "batches", press)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(RUNS, "smoke")
+    holds(monkeypatch, 5)  # another GPU: what was begun goes on as saved
+    runner.run(RUNS, "smoke")
+    assert [part for part, _ in fits] == [*cut[:2], *cut[1:]] and fits[2][1] >= 18
+    assert files(world("there")) == expected
+
+
 # ---- Several processes ----------------------------------------------------------------------------------------------
 
 WORKER = """
@@ -438,7 +477,7 @@ def slow_sweep(name, log, patch):
     """Run the sweep once told to, slowly, noting which stack is trained from which step on."""
     fit = runner.fit
 
-    def watched(s, source, checkpoint):
+    def watched(s, source, checkpoint, **options):
         at = checkpoints.state(checkpoint)["step"] if checkpoint.exists() else 0
         with open(log, "a") as file:
             file.write(f"{name} {s.plan.seed} {at}\n")

@@ -1,6 +1,8 @@
 """The shuffled buffer: the same rows as the store, shuffled, as a pure function of the step; position 0; NaN."""
 
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,6 +198,36 @@ def test_a_resumed_run_on_the_buffer_ends_with_the_same_weights(text, tmp_path):
         assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
+def test_a_buffer_that_moves_to_another_memory_gives_the_same_rows():
+    whole, moved = order(numbered(), range(30)), numbered()
+    first = order(moved, range(13))
+    moved.move("cpu")
+    assert first + order(moved, range(13, 30)) == whole and moved._recent
+    moved.move("meta")  # which holds no numbers: what comes next is read there
+    assert not moved._recent and moved._kept == (None, None) and moved.batch(30, 11, 0).is_meta
+
+
+@pytest.mark.parametrize("count, where", [(1, "cpu"), (6, "meta")])
+def test_a_buffer_makes_room_on_a_small_gpu(monkeypatch, count, where):
+    """`meta` stands for the GPU that the language model is on."""
+    from gsae import gpus, runner, site, sizes
+    from gsae.experiments import Run
+
+    run = Run(tokens=sizes.STREAM_ABOVE + 1)
+    runs = [replace(run, lam=0.1 * (i + 1)) for i in range(6)]
+    place = object.__new__(site.Site)
+    place.run, place.model = run, SimpleNamespace(device=torch.device("meta"))
+    place.__dict__["store"] = numbered()
+    held, buffer = sizes.held_bytes(run), sizes.BUFFER * sizes.row_bytes(run)
+    room = count * held + sizes.work_bytes(run, count, lm=False) + (buffer if count > 1 else 0)
+    monkeypatch.setattr(site, "gpu_memory", lambda: room / gpus.USABLE * 1.0001)
+    for part in place.parts(runs):
+        assert len(part.runs) == count
+        place.make_room(list(part.runs))
+        assert place.store.data.device.type == where
+    assert runner.Site is site.Site
+
+
 def test_the_runner_streams_a_long_run(text, tmp_path, monkeypatch):
     from gsae import runner, sizes
     from gsae.experiments import Run
@@ -211,6 +243,7 @@ def test_the_runner_streams_a_long_run(text, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "activations")
     shutil.rmtree(tmp_path / "evidence")
     monkeypatch.setattr(sizes, "STREAM_ABOVE", 269)
+    monkeypatch.setattr(sizes, "KEPT", 0)  # nor are the splices
     streamed = runner.run([run], "smoke").iloc[0]
     assert not (tmp_path / "activations").exists()  # nothing of a store
     assert streamed["ce_clean"] == stored["ce_clean"] and streamed["ce_mean"] == pytest.approx(stored["ce_mean"])
