@@ -363,7 +363,9 @@ def test_old_gpus_load_in_float32(hub, monkeypatch):
     monkeypatch.setattr(lms.TransformerBridge, "boot_transformers", lambda *a, **k: pytest.fail("far enough"))
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
     for fast in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, fast=fast: fast)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, fast=fast: fast or including_emulation
+        )
         with pytest.raises(pytest.fail.Exception, match="far enough"):
             lms.load("someone/tiny", device="cuda")
     assert asked == [torch.bfloat16, torch.float32]

@@ -228,6 +228,23 @@ def test_a_buffer_makes_room_on_a_small_gpu(monkeypatch, count, where):
     assert runner.Site is site.Site
 
 
+def test_held_out_activations_are_in_the_order_of_the_text(text, monkeypatch):
+    from gsae import site, sizes
+    from gsae.experiments import Run
+
+    model, blocks = text
+    monkeypatch.setattr(site.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
+    monkeypatch.setattr(sizes, "blocks_per_pass", lambda context: 4)
+    place = object.__new__(site.Site)
+    place.run, place.model = Run(site="mlp_out", layer=1, context=T, eval_tokens=10 * (T - 1)), model
+    place.__dict__["store"] = SimpleNamespace(scale=2.0)
+    found, groups = place.held_out
+    tokens = torch.as_tensor(np.asarray(blocks[:10]["tokens"]))
+    whole = model.activations(tokens, [place.key])[place.key][:, 1:] * 2
+    torch.testing.assert_close(found.float(), whole, rtol=0.01, atol=0.01)
+    assert groups.tolist() == list(range(10))
+
+
 def test_the_runner_streams_a_long_run(text, tmp_path, monkeypatch):
     from gsae import runner, sizes
     from gsae.experiments import Run
