@@ -90,7 +90,8 @@ CLAIMS = [
           "gated gamma within .02 of 1, slope within .05; cosine at least the baseline's; baseline slope below 1", "",
           DICTIONARIES, judges_why.known_dictionary),
     Claim("Sec. 4.3", "Gated latents are at least as interpretable, to human raters.",
-          "lower 90 % bound of the mean difference above -0.15", "+0.13 [0, 0.26]", INTERPRETABILITY),
+          "lower 90 % bound of the mean difference above -0.15", "+0.13 [0, 0.26]", INTERPRETABILITY,
+          judges.human_ratings),
 ]  # fmt: skip
 
 

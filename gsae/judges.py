@@ -32,6 +32,13 @@ def neurons(scale: str) -> Verdict:
     return frontier(*arms(evidence.load("neurons", scale)))
 
 
+def human_ratings(scale: str) -> Verdict:
+    """Section 4.3, from the ratings on record."""
+    from gsae.study import automated, published
+
+    return published.judged(automated.folder(scale))
+
+
 def half_the_latents(scale: str) -> Verdict:
     """Section 4.1: as Fig. 5, with a note whether the ratio is at most 0.6."""
     found = neurons(scale)

@@ -192,6 +192,7 @@ def test_collected_latents_are_those_asked_for(lm, blocks, data):
     assert data["provenance"] == {
         "run": "r1", "lm": "tiny", "site": "resid_post", "layer": 1, "n": D, "M": 29, "scale": 0.2,
         "tokens": N * (T - 1), "context": T, "corpus": data["provenance"]["corpus"],
+        "l0": pytest.approx(float((f > 0).sum(-1).float().mean()), abs=0.006),
     }  # fmt: skip
     other = collected(lm, blocks.flip(0), "resid_post")
     assert other["provenance"]["corpus"] != data["provenance"]["corpus"]
@@ -203,6 +204,16 @@ def test_neurons_of_a_direction_are_its_shares_of_the_squared_norm(lm, blocks):
     latent = collect(sae, lm, blocks, "mlp_neurons", 0, [6], scale=1.0, facts=2 * D_MLP)["latents"][0]
     assert len(latent["neurons"]) == D_MLP and sum(v for _, v in latent["neurons"]) == pytest.approx(1, abs=0.02)
     assert latent["neurons"][0][0] == int(sae.W_dec[6].abs().argmax())
+
+
+@pytest.mark.parametrize("site", ["mlp_out", "resid_post"])
+def test_a_direction_is_aligned_with_the_neuron_that_writes_it(lm, blocks, site):
+    out, W = lm.bridge.blocks[1].mlp.W_out.detach(), torch.eye(D)
+    W[2], W[3] = -3 * out[17], out[5] + out[31]
+    sae = SimpleNamespace(encode=lambda x: torch.relu(x), W_dec=W)
+    one, two = (v["aligned"] for v in collect(sae, lm, blocks, site, 1, [2, 3], scale=1.0)["latents"])
+    assert one[0] == [17, 1.0] and one[1][1] < 0.95 and {i for i, _ in two[:2]} == {5, 31}
+    assert "17 (1.00)" in dashboards.facts({"aligned": one})
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -325,11 +336,11 @@ def test_a_blind_fragment_tells_nothing_of_the_sae():
     scaled = [{**e, "acts": [3 * a for a in e["acts"]]} for e in one["sample"]]
     changes = {
         "latent": 12345, "histogram": {"width": 2.0, "counts": [0, 0, 5]}, "similar": [[3456, 0.1]],
-        "neurons": [[1, 0.9]], "max": 15, "sample": scaled,
+        "neurons": [[1, 0.9]], "aligned": [[7, 0.4]], "max": 15, "sample": scaled,
         "top": [{k: v for k, v in e.items() if k != "q"} for e in scaled],
     }  # fmt: skip
     assert dashboards.fragment(one, True) == dashboards.fragment(hostile(**changes), True)
-    for name in ("latent", "histogram", "similar", "neurons"):
+    for name in ("latent", "histogram", "similar", "neurons", "aligned"):
         changed = hostile(**{name: changes[name]})
         assert dashboards.fragment(one) != dashboards.fragment(changed)
         assert dashboards.fragment(one, True) == dashboards.fragment(changed, True)

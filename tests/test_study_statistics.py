@@ -149,12 +149,27 @@ def test_wilcoxon_is_one_sided_and_defined_on_zeros():
 
 
 @pytest.mark.parametrize(
-    "low,high,word",
-    [(-0.1, 0.3, "not inferior"), (-0.2, 0.3, "underpowered"), (-0.5, -0.2, "inferior"), (-0.15, 0.1, "underpowered"),
-     (np.nan, np.nan, "no interval")],
+    "low,high,pairs,word",
+    [(-0.1, 0.3, 60, "not inferior"), (-0.2, 0.3, 60, "underpowered"), (-0.5, -0.2, 60, "inferior"),
+     (-0.15, 0.1, 60, "underpowered"), (np.nan, np.nan, 60, "no interval"), (-0.1, 0.3, 20, "not inferior"),
+     (-0.1, 0.3, 19, "too few pairs"), (np.nan, np.nan, 5, "too few pairs")],
 )  # fmt: skip
-def test_non_inferiority(low, high, word):
-    assert statistics.verdict(low, high) == word and statistics.MARGIN == -0.15
+def test_non_inferiority(low, high, pairs, word):
+    assert statistics.verdict(low, high, pairs) == word and statistics.MARGIN == -0.15
+
+
+def test_the_fewest_pairs_that_decide_are_enough_for_the_interval():
+    """At a true loss on the margin, "not inferior" may be said 5 % of the time, whatever the labels; five pairs say it
+    far more often.
+    """
+    labels, share = np.array([-2, -1, 0, 1]), np.array([0.04, 0.17, 0.69, 0.1])
+    assert labels @ share == pytest.approx(statistics.MARGIN)
+
+    def wrong(pairs):
+        draws = [rng(seed).choice(labels, pairs, p=share) for seed in range(300)]
+        return np.mean([statistics.interval(d)[0] > statistics.MARGIN for d in draws])
+
+    assert wrong(statistics.LEAST) < 0.1 and wrong(5) > 0.12
 
 
 # The joined table.
@@ -420,4 +435,4 @@ def test_score_names_a_file_that_is_not_json(tmp_path, capsys):
 def test_report_of_equal_ratings_says_so(tmp_path):
     key = study(n=2, cells=CELLS[:1])
     told = report.text(statistics.analyse(joined(tmp_path, key, exported(key, lambda v: 1)), ARMS, "baseline"))
-    assert "all differences are equal" in told and "no interval" in told and "no latent was rated by two" in told
+    assert "all differences are equal" in told and "too few pairs" in told and "no latent was rated by two" in told

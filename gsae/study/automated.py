@@ -15,6 +15,7 @@ from gsae.study.scores import CHANCE, INTRUDER, RULE
 
 STUDY, SCORES = "study", "study_scores"  # the experiment whose SAEs are compared, and that of their scores
 LATENTS = {"smoke": 8}  # drawn at random from the live ones of each SAE; 60 elsewhere
+APART = 20  # further latents of each SAE, neither rated nor scored: those that the book shows openly are of them
 TOKENS = {"smoke": 4_064}  # of evaluation text read; 100,000 elsewhere
 NONE, SINGLE, RANDOM, SHUFFLED = CONTROLS = ("none", "single tokens", "random directions", "shuffled")
 SEED = 0
@@ -103,8 +104,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 def differences(rows: pd.DataFrame) -> pd.DataFrame:
     """Gated minus baseline, score by score, for the latents and for each control, with the study's own statistics.
 
-    A pair is the n-th latent drawn of each arm at one place, as on the rating page; pairs of which one side has too few
-    examples are left out.
+    A pair is the n-th latent drawn of each arm at one place; pairs of which one side has too few examples are left out.
+    The rating pages draw their own pairs of the same latents.
 
     Returns:
         `score, control, pairs, gated, baseline, difference, low, high, p`: 90 % BCa interval of the mean difference

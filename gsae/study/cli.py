@@ -1,4 +1,6 @@
-"""`gsae study pairs`, `collect`, `make`, `score`: which SAEs can be compared, the page to rate on, and the result."""
+"""`gsae study show`, `pairs`, `collect`, `make`, `score`: dashboards, which SAEs can be compared, the page to rate on,
+and the result.
+"""
 
 import argparse
 import json
@@ -27,6 +29,15 @@ def add(commands: argparse._SubParsersAction, scaled: argparse.ArgumentParser) -
     actions.add_parser(
         "pairs", parents=[matched], help="matched runs on record, and the lambda that each missing one needs"
     )
+    show = actions.add_parser("show", help="dashboards of any SAE as one page, and its latents as data for `make`")
+    show.add_argument("sae", help="a run id, a file, a folder, or owner/name on the hub")
+    show.add_argument("--latents", type=int, default=100, help="how many, drawn at random (default: 100)")
+    show.add_argument("--tokens", type=int, default=100_000, help="of held-out text read (default: 100000)")
+    show.add_argument("--lm", default="", help="where an SAE that names no run has its activations from")
+    show.add_argument("--site", default="", choices=experiments.SITES, metavar="SITE")
+    show.add_argument("--layer", type=int, default=-1)
+    show.add_argument("--out", type=Path, default=Path("latents"), help="folder for both (default: latents)")
+    show.add_argument("--seed", type=int, default=0)
     collect = actions.add_parser(
         "collect",
         parents=[scaled],
@@ -77,6 +88,14 @@ def collect(args: argparse.Namespace, scale: str) -> int:
     print(automated.differences(table).to_string(index=False, float_format="%.3f"))
     missing = int((table["status"] == "missing").sum())
     print(f"\nlatents: {automated.folder(scale)}" + (f"; {missing} scores are missing" if missing else ""))
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    from gsae.study import pipeline
+
+    print(*pipeline.show(args.sae, args.latents, args.tokens, args.out, args.seed, args.lm, args.site, args.layer),
+          sep="\n")  # fmt: skip
     return 0
 
 
@@ -135,6 +154,8 @@ def main(args: argparse.Namespace) -> int:
     """Run one action; returns the exit code."""
     if args.action == "score":
         return score(args)
+    if args.action == "show":
+        return show(args)
     if args.action == "collect":
         return collect(args, experiments.scale(args.scale))
     return make(args) if args.action == "make" else pairs_on_record(args, experiments.scale(args.scale))

@@ -29,7 +29,7 @@ def collect(
         scale: factor on the activations before `encode`; None takes `sae.about["scale"]`.
         run: the SAE's run id.
         facts: how many logits raised and lowered; half as many similar latents and neurons.
-        about: more plain values for the provenance.
+        about: more plain values for the provenance, which else has the L0 found in this text.
         options: of `scan`.
 
     Raises:
@@ -42,14 +42,16 @@ def collect(
         raise ValueError(f"latents must be different numbers from 0 to {M - 1}, at least one; got {list(latents)[:9]}")
     if n != lm.d(site):
         raise ValueError(f"the SAE reads activations of width {n}, {site} of {lm.name} has width {lm.d(site)}")
-    chosen, key = torch.tensor(latents, device=sae.W_dec.device), (site, layer)
+    chosen, key, fired = torch.tensor(latents, device=sae.W_dec.device), (site, layer), 0
 
     def read(part: Tensor) -> Tensor:
-        x = lm.activations(part, [key])[key][:, 1:].to(chosen.device, torch.float32) * scale
-        return sae.encode(x)[..., chosen]
+        nonlocal fired
+        f = sae.encode(lm.activations(part, [key])[key][:, 1:].to(chosen.device, torch.float32) * scale)
+        fired += int((f > 0).sum())
+        return f[..., chosen]
 
     found, windows = scan(blocks, read, lm.tokenizer, **options)
-    W = F.normalize(sae.W_dec.detach().float(), dim=1)
+    W, neurons = F.normalize(sae.W_dec.detach().float(), dim=1), outputs(lm, site, layer)
     for start in range(0, len(latents), 64):
         part = chosen[start : start + 64]
         effects = lm.direct_logits(W[part], site, layer).cpu()
@@ -59,13 +61,23 @@ def collect(
             found[k]["similar"] = largest(cosine, min(facts // 2, M - 1))
             if site == "mlp_neurons":
                 found[k]["neurons"] = largest(W[latents[k]].square(), facts // 2)
+            if neurons is not None:
+                found[k]["aligned"] = largest((neurons @ W[latents[k]].to(neurons.device)).abs(), facts // 2)
     tokens = corpus.as_blocks(blocks.cpu().flatten().numpy(), blocks.shape[1])
+    count = blocks.shape[0] * (blocks.shape[1] - 1)
     provenance = {
         "run": run, "lm": lm.name, "site": site, "layer": layer, "n": n, "M": M, "scale": float(scale),
-        "tokens": blocks.shape[0] * (blocks.shape[1] - 1), "context": blocks.shape[1],
+        "l0": round(fired / count, 2), "tokens": count, "context": blocks.shape[1],
         "corpus": corpus.token_hash(tokens), **(about or {}),
     }  # fmt: skip
     return {"schema": SCHEMA, "provenance": provenance, "latents": found, "background": windows}
+
+
+def outputs(lm: LM, site: str, layer: int) -> Float[Tensor, "d_mlp n"] | None:
+    """What each neuron of the layer writes, as unit vectors, at the sites that it writes to; else None."""
+    if site not in ("mlp_out", "resid_post"):
+        return None
+    return F.normalize(lm.bridge.blocks[layer].mlp.W_out.detach().float(), dim=1)
 
 
 def largest(values: Float[Tensor, " M"], count: int) -> list[list]:

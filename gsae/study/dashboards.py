@@ -84,6 +84,9 @@ def facts(latent: dict) -> str:
     if neurons := latent.get("neurons"):
         listed = ", ".join(f"{i} ({share:.0%})" for i, share in neurons)
         parts.append(f"<p>Neurons with the largest share of the direction's squared norm: {listed}</p>")
+    if aligned := latent.get("aligned"):
+        listed = ", ".join(f"{i} ({cos:.2f})" for i, cos in aligned)
+        parts.append(f"<p>Neurons of this layer that write most nearly along it (cosine, of either sign): {listed}</p>")
     return "".join(parts)
 
 
@@ -103,9 +106,9 @@ def fragment(latent: dict, blind: bool = False, style: bool = True) -> str:
 
     Args:
         latent: one entry of `collect(...)["latents"]`.
-        blind: leave out whatever could tell the architecture, site or layer: indices, similar latents (their numbers
-            give the dictionary's size), neurons, the histogram (a gate leaves a gap above 0) and the scale of the
-            activations. Left in, since the paper's raters saw them too and no rating is possible without: the
+        blind: leave out whatever could tell the architecture, site or layer (D15): indices, similar latents (their
+            numbers give the dictionary's size), neurons, the histogram (a gate leaves a gap above 0) and the scale of
+            the activations. Left in, since the paper's raters saw them too and no rating is possible without: the
             examples, shaded relative to the latent's maximum, the density to one digit, and the logits.
         style: include the style sheet; False where the page already holds `css()`.
     """

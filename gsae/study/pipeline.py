@@ -16,7 +16,8 @@ from torch import Tensor
 from gsae import checkpoints, evidence, experiments, results
 from gsae import lm as language_models
 from gsae.runner import Site
-from gsae.study import automated, collect, controls, data, pairs, scores
+from gsae.saes import ARCHITECTURES
+from gsae.study import automated, collect, controls, dashboards, data, pairs, scores
 
 THRESHOLD_BLOCKS = 512  # of the text, on which random directions get their thresholds
 
@@ -36,13 +37,18 @@ class Once(language_models.LM):
         return self.kept[key]
 
 
+def held_out(run: experiments.Run, lm: language_models.LM, tokens: int) -> Int[Tensor, "N T"]:
+    """Blocks of evaluation text with at least that many tokens after position 0."""
+    blocks = Site(run, lm).blocks("eval", -(-tokens // (run.context - 1)))
+    return torch.as_tensor(blocks.with_format("torch")["tokens"][:]).long()
+
+
 class Place:
     """One place of a language model with the text that its SAEs' latents are shown on: `lm, blocks, key`."""
 
     def __init__(self, run: experiments.Run, tokens: int):
         self.lm, self.key = Once(language_models.load(run.lm)), (run.site, run.layer)
-        blocks = Site(run, self.lm).blocks("eval", -(-tokens // (run.context - 1)))
-        self.blocks = torch.as_tensor(blocks.with_format("torch")["tokens"][:]).long()
+        self.blocks = held_out(run, self.lm, tokens)
 
     def read(self, encode: Callable[[Tensor], Tensor], scale: float) -> Callable[[Tensor], Tensor]:
         """`read` of `gsae.study.scan`: tokens -> what `encode` makes of the scaled activations from position 1 on."""
@@ -108,6 +114,11 @@ def score(found: dict, name: str, embed: Callable[[], scores.Embed]) -> dict:
     return values
 
 
+def kept_in(run: str, at: str) -> tuple[Path, Path]:
+    """Files of an SAE's latents to be rated and scored, and of those that the book shows openly."""
+    return automated.folder(at) / f"{run}.json", automated.folder(at) / "apart" / f"{run}.json"
+
+
 def collect_one(sae: pairs.SAE, place: Place, at: str, embed: Callable[[], scores.Embed], force: bool) -> None:
     """Draw latents of one SAE, keep what their dashboards show, score them and the controls. What exists is kept."""
     began = time.monotonic()
@@ -122,9 +133,13 @@ def collect_one(sae: pairs.SAE, place: Place, at: str, embed: Callable[[], score
     about = {"arm": sae.arm, "l0": sae.l0, "lam": sae.lam, "live": len(alive), "seed": seed,
              **{k: record[k] for k in ("commit", "date")}}  # fmt: skip
     drawn = collect.collect(model, place.lm, place.blocks, *place.key, chosen, run=sae.run, about=about)
-    target = automated.folder(at) / f"{sae.run}.json"
+    target, apart = kept_in(sae.run, at)
     if not target.exists():
         print(data.save(data.slim(drawn), target), file=sys.stderr)
+    if not apart.exists():  # no latent that is shown with its architecture may be on a rating page
+        others = alive[order[count : count + automated.APART]].tolist()
+        found = collect.collect(model, place.lm, place.blocks, *place.key, others, run=sae.run, about=about)
+        print(data.save(data.slim(found), apart), file=sys.stderr)
     for name in automated.CONTROLS:
         todo = [automated.settings(sae.run, name, s, at) for s in automated.wanted_scores(at)]
         todo = [of for of in todo if results.find(automated.SCORES, of, at) is None]
@@ -140,8 +155,13 @@ def collect_one(sae: pairs.SAE, place: Place, at: str, embed: Callable[[], score
 def incomplete(sae: pairs.SAE, at: str) -> bool:
     """Whether latents or a score of an SAE are missing."""
     named = (automated.settings(sae.run, c, s, at) for c in automated.CONTROLS for s in automated.wanted_scores(at))
-    kept = (automated.folder(at) / f"{sae.run}.json").exists()
-    return not kept or any(results.find(automated.SCORES, of, at) is None for of in named)
+    rated, apart = (path.exists() for path in kept_in(sae.run, at))
+    # Nothing is computed from those kept apart: they do not ask for weights that are elsewhere.
+    return (
+        not rated
+        or (not apart and checkpoints.weights(sae.run).exists())
+        or any(results.find(automated.SCORES, of, at) is None for of in named)
+    )
 
 
 def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
@@ -176,3 +196,36 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
         for sae in saes:
             collect_one(sae, place, at, embed, force)
     return automated.table(at)
+
+
+def show(
+    where: str, count: int, tokens: int, folder: Path, seed: int = 0, lm: str = "", site: str = "", layer: int = -1
+) -> list[Path]:
+    """Dashboards of latents of any SAE that `gsae.load` finds, drawn at random of all, from one pass over text.
+
+    Args:
+        lm, site, layer: where its activations are from, for an SAE that does not name the run that made it.
+
+    Returns:
+        The page, and the latents as data for `gsae study make`.
+
+    Raises:
+        StudyError: an SAE that does not say where its activations are from; or fewer latents than asked for.
+    """
+    sae = checkpoints.load(where)
+    given = {k: v for k, v in (("lm", lm), ("site", site), ("layer", layer)) if v not in ("", -1)}
+    origin = sae.about.get("run", {}) | given
+    if missing := [f"--{k}" for k in ("lm", "site", "layer") if k not in origin]:
+        raise pairs.StudyError(f"{where} does not say which activations it reads: give {', '.join(missing)}")
+    if not 0 < count <= len(sae.W_dec):
+        raise pairs.StudyError(f"{where} has {len(sae.W_dec)} latents, {count} are asked for")
+    run, name = experiments.Run.of(origin), Path(where).stem
+    arm = next(k for k, v in ARCHITECTURES.items() if type(sae) is v)
+    model = language_models.load(run.lm)
+    chosen = torch.randperm(len(sae.W_dec), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    found = collect.collect(
+        sae, model, held_out(run, model, tokens), run.site, run.layer, chosen, run=name,
+        about={"arm": arm, "seed": seed},
+    )  # fmt: skip
+    page = dashboards.write(found, folder / f"{name}.html", f"Latents of {name}")
+    return [page, data.save(data.slim(found), folder / f"{name}.json")]

@@ -8,9 +8,11 @@ from html import escape
 from pathlib import Path
 
 from gsae.study import dashboards, data, page, pairs, ratings, report, statistics
+from gsae.verdicts import NOT_RUN, NOT_TESTED, Verdict, graded
 
 PAIRS, PAGES, SEED = 5, 12, 0  # ten latents a page; 60 pairs in all
 QUARTILES = (0.25, 0.5, 0.75)
+COMMAND = "gsae study score ratings-*.json --key key.json"
 
 
 def study(folder: Path) -> tuple[dict, dict[str, dict]] | None:
@@ -58,15 +60,23 @@ def links(folder: Path, way: str) -> str:
 
 
 def chosen(held: dict) -> list[dict]:
-    """Of one SAE's drawn latents the three nearest to the quartiles of their densities, lowest density first."""
+    """Of one SAE's latents the three nearest to the quartiles of their densities, lowest density first."""
     rows = sorted(held["latents"], key=lambda latent: (latent["density"], latent["latent"]))
     return [rows[round(q * (len(rows) - 1))] for q in QUARTILES]
 
 
 def gallery(folder: Path) -> str:
-    """Dashboards of `chosen` latents of every SAE as HTML, each folded but the first of an SAE."""
-    parts = [f"<style>{dashboards.css()}</style>"]
-    for file in sorted(Path(folder).glob("*.json")):
+    """Dashboards of `chosen` latents of every SAE as HTML, each folded but the first of an SAE.
+
+    They are of `folder`/apart, none of which is on a rating page: whoever rates after reading is still blind. Where
+    none are kept apart, they are of the rated ones, all folded, and the reader is told.
+    """
+    apart = sorted((Path(folder) / "apart").glob("*.json"))
+    files, note = apart or sorted(Path(folder).glob("*.json")), "These latents are on the rating pages too: rate first."
+    if not files:
+        return "<p>Not yet run: no latents are collected. <code>gsae study collect --scale cpu</code></p>"
+    parts = [f"<style>{dashboards.css()}</style>", "" if apart else f"<p><b>{note}</b></p>"]
+    for file in files:
         held = data.load(file)
         source = held["provenance"]
         title = f"{source.get('arm', '')} SAE, {source['lm']}, {source['site']}, layer {source['layer']}"
@@ -74,24 +84,44 @@ def gallery(folder: Path) -> str:
         for place, latent in enumerate(chosen(held)):
             told = f"Latent {latent['latent']}: {('lower quartile', 'median', 'upper quartile')[place]} of density"
             body = dashboards.fragment(latent, style=False)
-            parts.append(f"<details{' open' if place == 0 else ''}><summary>{told}</summary>{body}</details>")
-    if len(parts) == 1:
-        return "<p>Not yet run: no latents are collected. <code>gsae study collect --scale cpu</code></p>"
+            parts.append(f"<details{' open' if apart and place == 0 else ''}><summary>{told}</summary>{body}</details>")
     return f'<div class="gsae-gallery">{"".join(parts)}</div>'
 
 
-def verdict(folder: Path) -> str:
-    """The analysis of the ratings in `folder`/ratings, by the book's own key; what to do where there are none."""
+def analysis(folder: Path) -> dict | None:
+    """`statistics.analyse` of the ratings in `folder`/ratings, by the book's own key; None where there are none."""
     files = sorted((Path(folder) / "ratings").glob("*.json"))
     if not files:
-        return (
-            "not yet run: no ratings are on record.\n"
-            "Rate a page, export, then: gsae study score ratings-*.json --key key.json"
-        )
+        return None
     made = study(folder)
     if made is None:
         raise pairs.StudyError(
             f"{folder} has ratings and no collected latents to join them with: restore them with git"
         )
     key = made[0]
-    return report.text(statistics.analyse(ratings.join(files, key), key["arms"], key["reference"]))
+    return statistics.analyse(ratings.join(files, key), key["arms"], key["reference"])
+
+
+def verdict(folder: Path) -> str:
+    """The analysis of the ratings on record as a text; what to do where there are none."""
+    found = analysis(folder)
+    return (
+        report.text(found) if found else f"not yet run: no ratings are on record.\nRate a page, export, then: {COMMAND}"
+    )
+
+
+def judged(folder: Path) -> Verdict:
+    """Section 4.3 by its rule: the lower bound of the mean difference against the margin, over all pairs on record.
+
+    One SAE an arm is compared: the interval covers the choice of latents, not the seed, so it is `partly` at best.
+    """
+    found = analysis(folder)
+    if found is None:
+        return Verdict(NOT_RUN, f"no ratings on record; what settles it: `{COMMAND}`")
+    of = found["comparisons"][0]["contrasts"]["all"]
+    ours = f"{of['difference']:+.2f} {report.bounds(of['interval'], '+')}, {of['pairs']} pairs, "
+    ours += f"{len(found['raters'])} raters: {of['non_inferiority']}; one SAE an arm"
+    if of["non_inferiority"] in statistics.SILENT:
+        return Verdict(NOT_TESTED, ours)
+    margin = statistics.MARGIN
+    return Verdict(graded(of["difference"] > margin, of["interval"][0] > margin, seeds=False), ours)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gsae.study.statistics import PAPER_BOUNDS, PAPER_EFFECT, PAPER_P, PAPER_PAIRS, SCALE
+from gsae.study.statistics import LEAST, PAPER_BOUNDS, PAPER_EFFECT, PAPER_P, PAPER_PAIRS, SCALE
 
 
 def number(value: float | None, form: str = ".2f") -> str:
@@ -67,7 +67,8 @@ def text(found: Mapping) -> str:
         lines += table(rows)
         lines += ["p: one-sided Wilcoxon-Pratt, for all data, models and sites.",
                   "Unit: the pair; several raters of one pair are averaged.",
-                  f"Verdict: the interval against the margin {found['margin']}, fixed beforehand."]  # fmt: skip
+                  f"Verdict: the interval against the margin {found['margin']}, fixed beforehand; "
+                  f"from {LEAST} pairs on."]  # fmt: skip
         if (arm, reference) == ("gated", "baseline"):
             lines.append(
                 f"The paper, {PAPER_PAIRS} pairs: {PAPER_EFFECT:+.2f} {bounds(PAPER_BOUNDS, '+')}, p {PAPER_P:.3f}"

@@ -16,6 +16,8 @@ from scipy import stats
 SCALE = {"No": 0, "Maybe": 1, "Yes": 2}
 MARGIN = -0.15  # fixed before any rating: a loss of more than this on the 0-2 scale would count as less interpretable
 LEVEL = 0.90  # two-sided, so that either bound is a one-sided test at 5 %
+LEAST = 20  # pairs: bootstrap intervals of fewer such labels cover less than they say (tests), so they decide nothing
+FEW, NO_INTERVAL = SILENT = ("too few pairs", "no interval")
 PAPER_EFFECT, PAPER_BOUNDS, PAPER_P, PAPER_PAIRS = 0.13, (0.0, 0.26), 0.060, 171  # section 4.3.2, all data
 CELL = ["lm", "site", "layer"]
 
@@ -51,10 +53,12 @@ def wilcoxon(d: ArrayLike, alternative: str = "greater") -> float:
     return float(stats.wilcoxon(d, zero_method="pratt", alternative=alternative).pvalue) if d.any() else 1.0
 
 
-def verdict(low: float, high: float, margin: float = MARGIN) -> str:
-    """Non-inferiority in one word, from the interval alone."""
+def verdict(low: float, high: float, pairs: int, margin: float = MARGIN) -> str:
+    """Non-inferiority in words, from the interval of the mean difference of so many pairs."""
+    if pairs < LEAST:
+        return FEW
     if np.isnan(low):
-        return "no interval"
+        return NO_INTERVAL
     return "not inferior" if low > margin else "inferior" if high < margin else "underpowered"
 
 
@@ -67,7 +71,7 @@ def contrast(d: pd.DataFrame, arm: str, reference: str, test: bool = True) -> di
         "mean_reference": pairs[reference].mean(), "reference_interval": bounds[reference],
         "difference": pairs["d"].mean(), "interval": bounds["d"], "sd": pairs["d"].std(),
         "p": wilcoxon(pairs["d"]) if test else np.nan,
-        "non_inferiority": verdict(*bounds["d"]),
+        "non_inferiority": verdict(*bounds["d"], len(pairs)),
     }  # fmt: skip
 
 
