@@ -8,6 +8,7 @@ import torch
 from gsae.closed import closed_form
 from gsae.optim import compiled
 from gsae.saes import ARCHITECTURES, SAE
+from gsae.sparse import chooser
 
 
 def autograd_form(template: SAE) -> Callable:
@@ -38,9 +39,11 @@ class _Losses(torch.nn.Module):
 
 
 @cache
-def gradient_form(arch: str, switches: tuple, n: int, M: int, fast: bool) -> Callable:
+def gradient_form(arch: str, switches: tuple, n: int, M: int, fast: bool, sparse: bool = True) -> Callable:
     """The function of (parameters, x, lambda, dtype) that gives gradients, terms and statistics: the closed form where
-    there is one for these switches, else autograd's. Element-wise parts are compiled where `fast`.
+    there is one for these switches, else autograd's. Element-wise parts are compiled where `fast`; without `sparse`
+    the products are dense at any width and density (`gsae.sparse`).
     """
-    closed = closed_form(arch, compiled if fast else lambda f: f, **dict(switches))
+    fuse = compiled if fast else lambda f: f
+    closed = closed_form(arch, fuse, chooser(fuse, M) if sparse else None, **dict(switches))
     return closed or autograd_form(ARCHITECTURES[arch](n, M, **dict(switches)))

@@ -100,6 +100,7 @@ class Stack:
         self.deferred, self.faults, self.spoiled = not plan.device.startswith("cpu"), None, None
 
     columns = CURVE
+    sparse = True  # whether products may be sparse where that is faster: see gsae.sparse
 
     @property
     def fast(self) -> bool:  # a compilation of some 20 s pays only on longer runs
@@ -108,7 +109,7 @@ class Stack:
     def train_step(self, x: Float[Tensor, "b n"]) -> dict[str, Tensor]:
         """One step of every SAE on the same batch; returns terms and `l0`, each `(K,)`."""
         plan, dtype = self.plan, getattr(torch, self.plan.dtype)
-        gradients = gradient_form(plan.arch, plan.switches, plan.n, plan.M, self.fast)
+        gradients = gradient_form(plan.arch, plan.switches, plan.n, plan.M, self.fast, self.sparse)
         fuse = compiled if self.fast else lambda f: f
         share, lr = plan.lam_share(self.step), torch.full((), plan.lr_at(self.step), device=plan.device)
         age = torch.full((), self.step + 1.0, device=plan.device)

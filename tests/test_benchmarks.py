@@ -109,6 +109,7 @@ def record(tiny):
         todo = [ours(a, K) for a in ("gated", "baseline") for K in (1, 3)] + [
             ours("baseline", width=16),
             ours(setting="fp32"),
+            *(ours(a, width=64, setting="sparse, L0 32") for a in ("gated", "baseline")),
         ]
         alien = Case("sae-lens", "no such setting", "gated", 1, *SHAPE)
         python = dict(python=sys.executable, language_model=lambda device: (tiny[0], lambda: tiny[1]))
@@ -125,12 +126,13 @@ def test_the_record_has_every_field_and_survives_json(record, tmp_path):
     for row in training.values():
         if row["library"] == "gsae":
             assert 0 < row["samples_per_s"][1] <= row["samples_per_s"][0] <= row["samples_per_s"][2]
-            assert row["share_of_bf16"][0] > 0 and len(row["rounds"]) == 2 and 0 < row["l0"] <= M * 1.5
+            assert row["share_of_bf16"][0] > 0 and len(row["rounds"]) == 2 and 0 < row["l0"] <= row["M"]
+            assert "sparse" not in row["setting"] or 20 < row["l0"] < 44
             assert row["tflops"][0] == pytest.approx(row["samples_per_s"][0] * row["flops_a_sample"] / 1e12, rel=1e-3)
     (failed,) = [r for r in training.values() if r["library"] != "gsae"]
     assert "no such setting" in failed["error"] and "samples_per_s" not in failed
     assert {(r["M"], r["dtype"]) for r in record["rows"] if r["kind"] == "machine"} == {
-        (width, dtype) for width in (M, 16) for dtype in ("bf16", "fp32")
+        (width, dtype) for width in (M, 16, 64) for dtype in ("bf16", "fp32")
     }
     assert [r["wider"] for r in record["rows"] if r["kind"] == "cost" and r["K"] == 1] == [1.0, 1.5]
     assert json.loads(json.dumps(record)) == record
