@@ -5,6 +5,7 @@ with one seed a claim about trained runs is `partly` at best. `not yet run`: run
 there and share no range to compare, or the claim's premise fails.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,11 @@ class Claim:
 
     def verdict(self, scale: str) -> Verdict:
         return self.judge(scale) if self.judge else Verdict(NOT_RUN)
+
+
+def anchor(item: str) -> str:
+    """Where the book's page of evidence has a claim, by the paper's item."""
+    return "claim-" + re.sub(r"\W+", "-", item.lower()).strip("-")
 
 
 SHRINKAGE, GATED, PARETO = "notebooks/01_shrinkage", "notebooks/02_gated_sae", "notebooks/04_pareto"
@@ -115,10 +121,13 @@ def of(chapter: str, scale: str | None = None) -> Styler:
     return table.style.set_properties(**{"text-align": "left", "white-space": "normal"})
 
 
-def markdown(scale: str = "cpu", prefix: str = "") -> str:
-    """The verdict table in Markdown; `prefix` leads from the page to the root of the book."""
+def markdown(scale: str = "cpu", prefix: str = "", evidence: str = "") -> str:
+    """The verdict table in Markdown; `prefix` leads from the page to the root of the book, `evidence` to the page of
+    evidence, and is empty in the book itself.
+    """
     lines = ["| paper | claim | pass rule | paper's value | ours | verdict |", "|---|---|---|---|---|---|"]
     for row in verdicts(scale).itertuples():
         item = f"[{row.item}]({prefix}{row.link}.ipynb)" if row.link else row.item
-        lines.append(f"| {item} | {row.claim} | {row.rule} | {row.paper} | {row.ours} | **{row.verdict}** |")
+        verdict = f"[**{row.verdict}**]({evidence}#{anchor(row.item)})"
+        lines.append(f"| {item} | {row.claim} | {row.rule} | {row.paper} | {row.ours} | {verdict} |")
     return "\n".join(lines) + "\n"

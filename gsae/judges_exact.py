@@ -3,9 +3,10 @@
 import json
 
 import numpy as np
+import pandas as pd
 
 from gsae.evidence import CHECKOUT
-from gsae.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED, Verdict
+from gsae.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED, Verdict, rests_on
 
 ZERO = {"reconstruction": {"b_gate"}, "sparsity": {"r_mag", "b_mag", "W_dec"}, "auxiliary": {"r_mag", "b_mag", "W_dec"}}
 
@@ -104,8 +105,12 @@ def step_cost(scale: str) -> Verdict:
     """Section 4.1: a gated step over a baseline step of equal width, counted here and measured by `make bench`."""
     count = operations("gated") / operations("baseline")
     text = f"{count:.2f} by count"
-    records = [json.loads(p.read_text()) for p in (CHECKOUT / "book" / "evidence" / "bench").glob("*.json")]
-    rows = max(records, key=lambda r: r["date"])["rows"] if records else []
+    records = {p: json.loads(p.read_text()) for p in (CHECKOUT / "book" / "evidence" / "bench").glob("*.json")}
+    newest = max(records, key=lambda p: records[p]["date"], default=None)
+    rows = records[newest]["rows"] if newest else []
+    if newest:
+        record = {"id": newest.stem, "scale": "bench", "file": newest.name, "status": "done"}
+        rests_on(pd.DataFrame([record | {"provenance": records[newest]}]))
     measured = [r["measured"] for r in rows if r["kind"] == "cost" and r["wider"] == 1 and r["measured"]]
     if not measured:
         return Verdict(NOT_RUN, f"{text}; no measured step on record")

@@ -8,7 +8,7 @@ from scipy import stats as distributions
 
 from gsae import aftermath, evidence, experiments, results, series, stats
 from gsae.judges import arms, frontier, healthy
-from gsae.verdicts import NOT_RUN, NOT_TESTED, Verdict, about, graded, inside, interval, together, unfinished
+from gsae.verdicts import NOT_RUN, NOT_TESTED, Verdict, about, graded, inside, interval, rests_on, together, unfinished
 
 CLEARLY, HALF = 1.05, 0.5  # of delta CE at equal L0; of a gap, of the targets
 NEAR_SLOPE, NEAR_GAMMA = 0.05, 0.02  # of 1, in the known dictionary
@@ -173,10 +173,14 @@ def known_dictionary(scale: str) -> Verdict:
 
     at = experiments.scale(scale)
     wanted = known.grid(at)
-    if missing := aftermath.missing(known.EXPERIMENT, wanted, at):
-        return Verdict(NOT_RUN, f"{len(wanted) - len(missing)} of {len(wanted)} results on record")
+    missing = aftermath.missing(known.EXPERIMENT, wanted, at)
     df = results.load(known.EXPERIMENT, at)
     df = df[df["status"] == "done"]
+    recipe = results.recipe(known.EXPERIMENT)
+    absent = [of | {"id": results.result_id(known.EXPERIMENT, of, recipe), "status": "missing"} for of in missing]
+    rests_on(pd.concat([df, pd.DataFrame(absent)], ignore_index=True).assign(scale=at))
+    if missing:
+        return Verdict(NOT_RUN, f"{len(wanted) - len(missing)} of {len(wanted)} results on record")
     columns = ["gamma", "slope", "cosine"]
     gated, baseline = (df[df["arch"] == a].groupby("seed")[columns].mean() for a in ("gated", "baseline"))
     found: Mapping[str, tuple[dict, tuple]] = {

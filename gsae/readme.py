@@ -5,10 +5,12 @@ from pathlib import Path
 
 import matplotlib
 
-from gsae import claims, evidence, figures
+from gsae import REPO, claims, evidence, figures
 from gsae.evidence import CHECKOUT
 
 FIGURE = Path("book/pareto.svg")
+OWNER, NAME = REPO.split("/")[-2:]
+PAGE = f"https://{OWNER}.github.io/{NAME}/book/evidence_by_claim.html"
 BEGIN, END = "<!-- verdicts:begin -->\n", "<!-- verdicts:end -->"
 
 
@@ -16,7 +18,9 @@ def with_table(text: str, scale: str = "cpu") -> str:
     """A README with its verdict table made anew. Raises ValueError where it lacks the two markers."""
     if BEGIN not in text or END not in text:
         raise ValueError(f"the README has no place for the table: it needs the lines {BEGIN.strip()} and {END}")
-    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{claims.markdown(scale)}\n{END}", text, flags=re.DOTALL)
+    return re.sub(
+        f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{claims.markdown(scale, evidence=PAGE)}\n{END}", text, flags=re.DOTALL
+    )
 
 
 def write(root: Path = CHECKOUT, scale: str = "cpu") -> None:

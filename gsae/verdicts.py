@@ -1,6 +1,8 @@
 """What a verdict is, and the one rule by which estimates and intervals become one. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +28,28 @@ def graded(estimates: Truth, text: Truth, seeds: Truth) -> str:
     return REPRODUCED if estimates and text and seeds else PARTLY if estimates else NOT
 
 
+_noted: ContextVar[list[pd.DataFrame] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[list[pd.DataFrame]]:
+    """The tables of runs and results on which the verdicts found inside the block rest, as they are found."""
+    token = _noted.set(tables := [])
+    try:
+        yield tables
+    finally:
+        _noted.reset(token)
+
+
+def rests_on(df: pd.DataFrame) -> None:
+    """Say, for `noting`, that a verdict rests on the runs or results of a table, those that are missing included."""
+    if (tables := _noted.get()) is not None:
+        tables.append(df)
+
+
 def unfinished(df: pd.DataFrame) -> Verdict | None:
-    """`not yet run` where a table has no rows or lacks some; None where all are on record."""
+    """`not yet run` where a table has no rows or lacks some; None where all are on record. Notes the table."""
+    rests_on(df)
     missing = int((df["status"] == "missing").sum()) if len(df) else 0
     if len(df) and not missing:
         return None

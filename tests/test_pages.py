@@ -11,11 +11,12 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 import gsae
+from gsae import claims, figures_sweeps, trail
 
 HTML = Path(__file__).parents[1] / "_build" / "html"
 pytestmark = pytest.mark.pages
 CHAPTERS = sorted(
-    p.relative_to(HTML).as_posix() for p in HTML.glob("*/*.html") if p.parent.name in ("book", "notebooks")
+    p.relative_to(HTML).as_posix() for folder in ("book", "notebooks") for p in (HTML / folder).rglob("*.html")
 )
 
 
@@ -55,6 +56,26 @@ def test_page(name):
                 assert unquote(target.fragment) in page(path.resolve().relative_to(HTML.resolve()).as_posix()).ids, (
                     attrs["href"]
                 )
+
+
+def test_every_verdict_of_the_first_page_leads_to_its_evidence():
+    anchors = [claims.anchor(claim.item) for claim in claims.CLAIMS]
+    links = [urlparse(attrs.get("href") or "") for tag, attrs in page("book/index.html").found if tag == "a"]
+    assert [link.fragment for link in links if link.path == "evidence_by_claim.html" and link.fragment] == anchors
+    evidence = page("book/evidence_by_claim.html")
+    assert set(anchors) <= evidence.ids
+    files = [a["href"] for tag, a in evidence.found if tag == "a" and a.get("href", "").endswith(".json")]
+    assert any(f.startswith("../_static/evidence/cpu/") for f in files) and any(gsae.REPO in f for f in files)
+
+
+@pytest.mark.parametrize("name", trail.sweeps("cpu"))
+def test_every_sweep_has_a_page_with_its_figures_and_its_runs(name):
+    found = page(f"book/sweeps/{name}.html").found
+    cells = trail.sweep(name, "cpu")
+    drawn = sum((df["status"] != "missing").any() for df in cells.values()) * len(figures_sweeps.FIGURES)
+    assert sum(tag == "img" and "/sweep-" in attrs["src"] for tag, attrs in found) == drawn
+    files = {Path(a["href"]).stem for tag, a in found if tag == "a" and "_static/evidence" in a.get("href", "")}
+    assert files == {run for df in cells.values() for run in df["id"][df["status"] != "missing"]}
 
 
 @pytest.mark.parametrize("name", [c for c in CHAPTERS if c.startswith("notebooks/")])

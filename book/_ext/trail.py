@@ -1,0 +1,106 @@
+"""The pages of evidence: the directives `{evidence}` (claim by claim) and `{sweep} NAME`, and a page for each sweep.
+
+What they say is made by gsae.trail from the committed evidence while the book is built. Pages of sweeps are written to
+book/sweeps, which git ignores, before the table of contents is read: a new experiment has its page by itself.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+SCALE = "cpu"
+
+
+class Page(SphinxDirective):
+    """Text and figures as nodes."""
+
+    def prefix(self) -> str:
+        """Way from this page's folder to the root of the book."""
+        return "../" * self.env.docname.count("/")
+
+    def parsed(self, text: str, into: nodes.Element) -> nodes.Element:
+        self.state.nested_parse(StringList(text.splitlines(), "gsae.trail"), 0, into)
+        return into
+
+    def section(self, anchor: str, title: str, text: str) -> nodes.Element:
+        section = nodes.section(ids=[anchor], names=[anchor])
+        section += nodes.title("", title)
+        self.state.document.note_explicit_target(section)
+        return self.parsed(text, section)
+
+
+class Evidence(Page):
+    def run(self):
+        from gsae import trail
+
+        return [self.section(anchor, *of) for anchor, of in trail.claims(SCALE, self.prefix()).items()]
+
+
+class Sweep(Page):
+    """Takes the name of an experiment."""
+
+    required_arguments = 1
+
+    def run(self):
+        from gsae import trail
+
+        (name,) = self.arguments
+        return [self.cell(name, *of) for of in trail.sweep(name, SCALE).items()]
+
+    def cell(self, name: str, where: tuple, df) -> nodes.Element:
+        """The runs on one site: figures, then the files."""
+        from gsae import evidence, figures_sweeps, trail
+
+        lm, site, layer = where
+        anchor = f"sweep-{name}-{lm}-{site}-{layer}".replace("_", "-")
+        section = self.section(anchor, f"{lm}, {site}, layer {layer}", "")
+        if len(evidence.done(df)):
+            for kind, (draw, shows) in figures_sweeps.FIGURES.items():
+                alt = figures_sweeps.alt(df, shows)
+                section += self.drawn(f"{anchor}-{kind}.svg".replace("/", "-"), draw(df), shows, alt)
+        return self.parsed(trail.behind(trail.files([df]), f"{self.prefix()}_static/evidence"), section)
+
+    def drawn(self, name: str, figure, shows: str, alt: str) -> nodes.Node:
+        """A figure as a file beside the built pages, so that nothing drawn lies among the sources."""
+        path = Path(self.env.doctreedir).parent / "sweeps" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        here = Path(self.env.doc2path(self.env.docname)).parent
+        image = nodes.image(uri=Path(os.path.relpath(path, here)).as_posix(), alt=alt, loading="lazy")
+        image["classes"] += ["dark-light"]
+        return nodes.figure("", image, nodes.caption("", shows))
+
+
+def write_pages(app, config):
+    """One page a sweep, as short as can be; pages of sweeps that are no more are removed."""
+    from gsae import experiments, trail
+
+    folder = Path(app.srcdir) / "book" / "sweeps"
+    folder.mkdir(exist_ok=True)
+    for old in set(folder.glob("*.md")) - {folder / f"{name}.md" for name in trail.sweeps(SCALE)}:
+        old.unlink()
+    for name in trail.sweeps(SCALE):
+        about = " ".join(experiments.EXPERIMENTS[name].__doc__.split())
+        (folder / f"{name}.md").write_text(f"# {name.replace('_', ' ')}\n\n{about}\n\n```{{sweep}} {name}\n```\n")
+
+
+def copy_files(app, exception):
+    """The run files beside the built pages, so that a reader without a network can open them."""
+    if exception is None and app.builder.format == "html":
+        from gsae import evidence
+
+        target = Path(app.outdir) / "_static" / "evidence"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(evidence.root(SCALE).parent, target, ignore=shutil.ignore_patterns(".*"))
+
+
+def setup(app):
+    app.connect("config-inited", write_pages)
+    app.connect("build-finished", copy_files)
+    app.add_directive("evidence", Evidence)
+    app.add_directive("sweep", Sweep)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
