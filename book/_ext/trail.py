@@ -72,7 +72,7 @@ class Sweep(Page):
         here = Path(self.env.doc2path(self.env.docname)).parent
         image = nodes.image(uri=Path(os.path.relpath(path, here)).as_posix(), alt=alt, loading="lazy")
         image["classes"] += ["dark-light"]
-        return nodes.figure("", image, nodes.caption("", shows))
+        return nodes.figure("", image, nodes.legend("", nodes.paragraph("", shows)))  # not numbered: no chapter's
 
 
 def write_pages(app, config):
