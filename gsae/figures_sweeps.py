@@ -48,7 +48,7 @@ def shaded(line: Line) -> Iterator[tuple[pd.Series, float]]:
     """Each run of a line with the strength of its colour, more for larger lambda."""
     ranks = line.rows["lam"].rank(method="dense")
     for (_, run), rank in zip(line.rows.iterrows(), ranks / ranks.max(), strict=True):
-        yield run, 0.3 + 0.7 * rank
+        yield run, 0.4 + 0.6 * rank
 
 
 @styled
