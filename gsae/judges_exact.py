@@ -1,11 +1,12 @@
 """Judges of what needs no language model: identities, gradients, the toy model, and the cost of a step."""
 
 import json
+from statistics import median
 
 import numpy as np
 import pandas as pd
 
-from gsae.evidence import CHECKOUT
+from gsae import evidence
 from gsae.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED, Verdict, rests_on
 
 ZERO = {"reconstruction": {"b_gate"}, "sparsity": {"r_mag", "b_mag", "W_dec"}, "auxiliary": {"r_mag", "b_mag", "W_dec"}}
@@ -102,20 +103,23 @@ def operations(arch: str, n: int = 64, M: int = 256, batch: int = 32) -> int:
 
 
 def step_cost(scale: str) -> Verdict:
-    """Section 4.1: a gated step over a baseline step of equal width, counted here and measured by `make bench`."""
+    """Section 4.1: a gated step over a baseline step of equal width, counted here and measured by `make bench`.
+
+    The estimate is the median over shapes; reproduced where no shape's own median is above 1.5 either. (Until the first
+    record the largest of these medians was the estimate, which noise alone lifts the higher the more shapes there are.)
+    """
     count = operations("gated") / operations("baseline")
     text = f"{count:.2f} by count"
-    records = {p: json.loads(p.read_text()) for p in (CHECKOUT / "book" / "evidence" / "bench").glob("*.json")}
+    records = {p: json.loads(p.read_text()) for p in evidence.root("bench").glob("*.json")}
     newest = max(records, key=lambda p: records[p]["date"], default=None)
     rows = records[newest]["rows"] if newest else []
     if newest:
         record = {"id": newest.stem, "scale": "bench", "file": newest.name, "status": "done"}
         rests_on(pd.DataFrame([record | {"provenance": records[newest]}]))
-    measured = [r["measured"] for r in rows if r["kind"] == "cost" and r["wider"] == 1 and r["measured"]]
+    measured = [r["measured"][0] for r in rows if r["kind"] == "cost" and r["wider"] == 1 and r["measured"]]
     if not measured:
         return Verdict(NOT_RUN, f"{text}; no measured step on record")
-    middle, highest = max(m[0] for m in measured), max(m[2] for m in measured)
-    text += f"; by time at most {middle:.2f} in the median of {len(measured)} shapes, {highest:.2f} in the worst round"
-    if middle > 1.5 or not 1.3 < count < 1.5:
+    text += f"; by time {median(measured):.2f}, {min(measured):.2f} to {max(measured):.2f} over {len(measured)} shapes"
+    if median(measured) > 1.5 or not 1.3 < count < 1.5:
         return Verdict(NOT, text)
-    return Verdict(REPRODUCED if highest <= 1.5 else PARTLY, text)
+    return Verdict(REPRODUCED if max(measured) <= 1.5 else PARTLY, text)

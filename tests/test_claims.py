@@ -1,5 +1,6 @@
 """Verdicts on tables whose answer is known: better, worse, apart, missing; with one seed and with three."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,17 @@ def test_operations_of_a_step_are_ten_and_fourteen_products():
     n, M, b = 16, 64, 8  # the centring's share of the gradient, M n without the batch, is counted too
     assert judges_exact.operations("baseline", n, M, b) == pytest.approx(10 * n * M * b, rel=0.05)
     assert judges_exact.operations("gated", n, M, b) == pytest.approx(14 * n * M * b, rel=0.05)
+
+
+def test_the_cost_of_a_step(monkeypatch, tmp_path):
+    monkeypatch.setenv("GSAE_EVIDENCE", str(tmp_path))
+    assert judges_exact.step_cost("cpu").verdict == NOT_RUN
+    (tmp_path / "bench").mkdir()
+    for ratios, verdict in (([1.4, 1.3, 1.45], REPRODUCED), ([1.4, 1.3, 1.51], PARTLY), ([1.4, 1.6, 1.51], NOT)):
+        rows = [{"kind": "cost", "wider": 1.0, "measured": [r, 0.9 * r, 2 * r]} for r in ratios]
+        rows.append({"kind": "cost", "wider": 1.5, "measured": [9.0, 9.0, 9.0]})  # of another width: no matter
+        (tmp_path / "bench" / "a.json").write_text(json.dumps({"date": "2026-01-01", "rows": rows}))
+        assert judges_exact.step_cost("cpu").verdict == verdict, ratios
 
 
 def test_every_claim_states_its_rule_and_links_to_a_chapter(monkeypatch, tmp_path):
