@@ -117,57 +117,6 @@ def shrinkage(df: pd.DataFrame, title: str = "") -> Figure:
 
 
 @styled
-def lambda_map(df: pd.DataFrame, title: str = "") -> Figure:
-    """The lambda that gives each L0: the map from which the grids of a sweep are chosen."""
-    figure, axes = plt.subplots()
-    for arch, rows in arms(df):
-        axes.plot(rows["lam"], rows["l0"], color=COLOURS[arch], marker=MARKERS[arch], label=LABELS[arch])
-    if (df["status"] != "missing").any():
-        axes.set(xscale="log", yscale="log")
-        plain_log(axes.xaxis)
-        plain_log(axes.yaxis)
-    return finish(figure, axes, df, "lambda (log)", "L0 (log)", title)
-
-
-@styled
-def curves(df: pd.DataFrame, columns: tuple[str, ...] = ("reconstruction", "l0", "dead"), title: str = "") -> Figure:
-    """Training curves of a sweep: one line a run, paler for smaller lambda."""
-    figure, panels = plt.subplots(1, len(columns), figsize=(6.8, 3.0))
-    for axes, column in zip(panels, columns, strict=True):
-        for arch, rows in arms(df):
-            ranks = rows["lam"].rank(pct=True)
-            for (_, one), rank in zip(rows.iterrows(), ranks, strict=True):
-                axes.plot(
-                    one["curve"]["tokens"] / 1e6,
-                    one["curve"][column],
-                    color=COLOURS[arch],
-                    alpha=0.3 + 0.7 * rank,
-                    lw=1,
-                )
-        axes.set(xlabel="M tokens", title={"l0": "L0", "dead": "share of silent latents"}.get(column, column))
-        if column in ("l0", "reconstruction"):
-            axes.set_yscale("log")
-    figure.suptitle(title)
-    handles = [plt.Line2D([], [], color=COLOURS[a], label=LABELS[a]) for a, _ in arms(df)]
-    panels[0].legend(handles=handles, fontsize=7)
-    figure.supxlabel(caption(df), fontsize=7.5, x=0.99, ha="right")
-    return figure
-
-
-@styled
-def density(df: pd.DataFrame, title: str = "") -> Figure:
-    """How often latents fire: histograms of log10 of the share of tokens, summed over the runs of each arm."""
-    figure, axes = plt.subplots()
-    for arch, rows in arms(df):
-        counts = np.sum([d["counts"] for d in rows["density"]], 0)
-        edges = 10 ** np.array(rows["density"].iloc[0]["edges"])
-        dead = sum(d["dead"] for d in rows["density"]) / (counts.sum() + sum(d["dead"] for d in rows["density"]))
-        axes.stairs(counts / counts.sum(), edges, color=COLOURS[arch], label=f"{LABELS[arch]} ({dead:.1%} never fired)")
-    axes.set_xscale("log")
-    return finish(figure, axes, df, "share of tokens on which a latent fires (log)", "share of latents", title)
-
-
-@styled
 def lines(table: pd.DataFrame, x: str, ys: dict[str, str], ylabel: str, title: str = "", log: bool = False) -> Figure:
     """Columns of a table against one of them; `ys` maps a column to the name of its colour."""
     figure, axes = plt.subplots()
