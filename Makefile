@@ -51,7 +51,7 @@ check: venv
 	$(call stage,ruff check,$(BIN)/ruff check .)
 	$(call stage,unit tests,OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not pages" tests)
 
-test: venv fetch check
+test: venv fetch peers check
 	$(call stage,notebooks carry no outputs,$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb)
 	$(call stage,environment file,$(BIN)/pytest -q tests/test_house.py -k environment)
 	$(call stage,audit of a run on record,$(BIN)/gsae audit pilot --runs 1 --max-tokens 600000 --seed "$(COMMIT)")
