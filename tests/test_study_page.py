@@ -213,7 +213,8 @@ def test_two_tabs_of_one_rater_keep_both_ratings(study, opened, tmp_path):
     other.locator("#count", has_text="1 of 12").wait_for()
     other.click("#unrated")
     other.keyboard.press("1")
-    tab.bring_to_front()  # a tab in the background hears of storage late on a busy machine
+    tab.bring_to_front()  # a tab in the background hears of storage late on a busy machine, or not at all
+    tab.evaluate("dispatchEvent(new Event('focus'))")
     tab.locator("#count", has_text="2 of 12").wait_for(timeout=30_000)
     assert sorted(r["rating"] for r in json.loads(export(tab, tmp_path).read_text())["ratings"]) == ["No", "Yes"]
 
