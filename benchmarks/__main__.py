@@ -107,7 +107,7 @@ def bench(
         python: of the peers' environment.
         language_model: `device -> (lm, load in transformers)`; SmolLM2 by default.
     """
-    cases, sites, machine = list(cases), list(sites), report.about_machine(device)
+    cases, sites, machine, origin = list(cases), list(sites), report.about_machine(device), report.origin()
     if machine["busy_before"] > 0.1:
         print(f"the processors are {machine['busy_before']:.0%} busy before the first round: not a quiet machine",
               file=sys.stderr)  # fmt: skip
@@ -148,7 +148,7 @@ def bench(
     table = report.training_rows(training, products) + report.machine_rows(products)
     table += report.harvest_rows(harvests) + report.cost_rows(training)
     settings = dict(rounds=rounds, seconds=seconds, settle=settle, rows=rows, threads=torch.get_num_threads())
-    return report.record(table, device, settings, next(iter(peers.values())).versions if peers else {}, machine)
+    return report.record(table, settings, next(iter(peers.values())).versions if peers else {}, machine, origin)
 
 
 def write(record: dict, path: Path) -> None:

@@ -132,11 +132,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def record(rows: list[dict], device: str, settings: dict, peers: dict, machine: dict) -> dict:
+def origin() -> dict:
+    """The commit that is measured: taken before the first round, as the tree may change meanwhile."""
+    return {"commit": evidence.git("rev-parse", "HEAD"), "dirty": evidence.dirty()}
+
+
+def record(rows: list[dict], settings: dict, peers: dict, machine: dict, origin: dict) -> dict:
     return {
         "schema": SCHEMA, "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine, "settings": settings,
-        "versions": versions(), "peers": peers, "commit": evidence.git("rev-parse", "HEAD"),
-        "dirty": evidence.dirty(), "rows": rows,
+        "versions": versions(), "peers": peers, **origin, "rows": rows,
     }  # fmt: skip
 
 
