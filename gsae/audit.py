@@ -11,7 +11,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from operator import attrgetter
 
 import pandas as pd
 import torch
@@ -47,9 +46,6 @@ TOLERANCES = {
     # Latents near death: a few of them fire on some evaluation token in one training and not in the other.
     "dead_fraction": (0.0, 0.005),
 }
-SITE = attrgetter(
-    "lm", "text", "context", "tokens", "batch", "keep_pos0", "eval_tokens", "ce_tokens", "site", "layer"
-)  # runs with equal ones share activations and evaluation
 
 
 def obstacle(record: dict) -> str:
@@ -95,9 +91,9 @@ def choose(ids: Iterable[str], runs: int, seed: int | str) -> list[str]:
 
 def again(runs: Iterable[Run]) -> Iterator[tuple[Run, dict]]:
     """Each run trained from scratch, alone, with its metrics; runs of one site share activations and evaluation."""
-    for of_model in runner.groups(runs, attrgetter("lm")):
+    for of_model in runner.groups(runs, lambda r: r.lm):
         model = language_models.load(of_model[0].lm)
-        for same in runner.groups(of_model, SITE):
+        for same in runner.groups(of_model, lambda r: (r.data, r.site, r.layer)):
             site, began = Site(same[0], model), time.time()
             folder = getattr(site.store, "folder", None)  # a buffer has none
             kept = folder and (folder / activations.META).stat().st_mtime < began

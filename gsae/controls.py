@@ -201,8 +201,7 @@ def run(
 
 def sites(made: dict[str, experiments.Run]) -> Iterator[tuple[Site, list[str]]]:
     """Each site of runs, given by their ids on record, with the ids that are of it; a language model is loaded once."""
-    key = lambda r: (r.text, r.context, r.tokens, r.batch, r.keep_pos0, r.eval_tokens, r.ce_tokens, r.site, r.layer)  # noqa: E731
     for of_model in runner.groups(made.values(), lambda r: r.lm):
         model = language_models.load(of_model[0].lm)
-        for of_site in runner.groups(of_model, key):
+        for of_site in runner.groups(of_model, lambda r: (r.data, r.site, r.layer)):
             yield Site(of_site[0], model), [name for name, one in made.items() if one in of_site]

@@ -176,9 +176,8 @@ def train_missing(missing: list[Run], at: str, force: bool, ranks: Alone = ALONE
     """Train runs, language model by language model and site by site; over ranks, the stacks are dealt out."""
     for of_model in groups(missing, lambda r: r.lm):
         model = language_models.load(of_model[0].lm)
-        data = lambda r: (r.text, r.context, r.tokens, r.batch, r.keep_pos0, r.eval_tokens, r.ce_tokens)  # noqa: E731
         parts = []  # for each text: its sites, and the stacks of each
-        for of_data in groups(of_model, data):
+        for of_data in groups(of_model, lambda r: r.data):
             of_sites = groups(of_data, lambda r: (r.site, r.layer))
             parts.append([(Site(rs[0], model), groups(rs, lambda r: r.stack)) for rs in of_sites])
         stacks = [stack for part in parts for _, of_site in part for stack in of_site]

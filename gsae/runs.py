@@ -64,6 +64,11 @@ class Run:
         return {k: getattr(self, k) for k in names} if self.arch == "gated" else {}
 
     @property
+    def data(self) -> tuple:
+        """Runs of one language model with an equal key read the same texts, for training and for evaluation."""
+        return self.text, self.context, self.tokens, self.batch, self.keep_pos0, self.eval_tokens, self.ce_tokens
+
+    @property
     def stack(self) -> tuple:
         """Runs with an equal key train together: all but lambda is the same."""
         return tuple(v for k, v in asdict(self).items() if k != "lam")

@@ -148,11 +148,13 @@ def claim(of: Claim, scale: str, prefix: str) -> str:
         name = f"[`{of.judge.__module__}.{of.judge.__name__}`]({REPO}/blob/main/{source})"
         lines.append(f"- Judged by {name}. {' '.join((inspect.getdoc(of.judge) or '').split())}")
     if not len(df):
-        checked = f" Tested by {', '.join(tests(of.judge))}." if of.judge and tests(of.judge) else ""
+        by = ", ".join(tests(of.judge)) if of.judge else ""
+        checked = f" Tested by {by}." if by else ""
         live = "Computed while this page is built: it rests on no run."
         how = "Nothing is on record." if found.verdict == verdicts.NOT_RUN else live
         lines.append(f"- {how}{checked}")
-    of_sweeps = [name for name in dict.fromkeys(experiment(row) for _, row in df.iterrows()) if name in sweeps(scale)]
+    pages, named = sweeps(scale), dict.fromkeys(experiment(row) for _, row in df.iterrows())
+    of_sweeps = [name for name in named if name in pages]
     lines += [f"- Sweep: {', '.join(f'[{n}]({prefix}book/sweeps/{n}.md)' for n in of_sweeps)}"] if of_sweeps else []
     lines += [f"- Chapter: []({prefix}{of.link}.ipynb)"] if of.link else []
     return "\n".join([*lines, "", behind(df, f"{prefix}_static/evidence") if len(df) else ""])
@@ -176,4 +178,5 @@ def sweep(name: str, scale: str) -> dict[tuple, pd.DataFrame]:
 
 def sweeps(scale: str) -> list[str]:
     """The experiments that have runs of their own at a scale."""
-    return [name for name in experiments.EXPERIMENTS if name in set(homes(scale).values())]
+    own = set(homes(scale).values())
+    return [name for name in experiments.EXPERIMENTS if name in own]
