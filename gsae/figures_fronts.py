@@ -36,13 +36,19 @@ STYLES = {  # series -> colour, marker, line
 LEAST = 0.05  # latents a token: what is below is named in the legend and not drawn
 
 
+def on_axis(rows: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str]:
+    """The rows whose L0 a log axis can show, and the name of their series, which tells of the others."""
+    drawn = rows[rows["l0"] >= LEAST]
+    if off := len(rows) - len(drawn):
+        name += f" ({off} with L0 {rows['l0'].min():.2g}: off the axis)"
+    return drawn, name
+
+
 def draw(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v, bars: bool = True) -> None:
     """Each series of a table with a line a seed and 95 % bootstrap intervals; what is off a log axis is named."""
     for name, rows in done(df).groupby("series", sort=False):
         colour, marker, line = STYLES[name]
-        drawn, label = rows[rows["l0"] >= LEAST].sort_values("l0"), name
-        if len(drawn) < len(rows):
-            label += f" ({len(rows) - len(drawn)} with L0 {rows['l0'].min():.2g}: off the axis)"
+        drawn, label = on_axis(rows.sort_values("l0"), name)
         axes.plot([], [], color=colour, marker=marker, ls=line, label=label)
         for _, one in drawn.groupby("seed"):
             value = transform(one[y].astype(float))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from gsae import series
 from gsae.evidence import done
 from gsae.figures import L0, caption, finish, plain_log, styled
-from gsae.figures_fronts import GREY, LEAST, STYLES, legend
+from gsae.figures_fronts import GREY, STYLES, legend, on_axis
 
 # What sets runs of one series apart, where it varies in a sweep, beside lambda and seed.
 OTHERS = ("tokens", "batch", "lr", "lam_warmup", "lr_warmup", "lr_decay", "resample", "keep_pos0", "text", "context")
@@ -56,9 +56,7 @@ def lambda_map(df: pd.DataFrame, title: str = "") -> Figure:
     """The lambda that gives each L0, both on log axes: the map from which the grids of a sweep are chosen."""
     figure, axes = plt.subplots(figsize=(6.4, 4.0))
     for label, colour, marker, dash, rows in lines(df):
-        drawn = rows[rows["l0"] >= LEAST]
-        if off := len(rows) - len(drawn):
-            label += f" ({off} with L0 {rows['l0'].min():.2g}: off the axis)"
+        drawn, label = on_axis(rows, label)
         axes.plot([], [], color=colour, marker=marker, ls=dash, label=label)
         for _, one in drawn.groupby("seed"):
             axes.plot(one["lam"], one["l0"], color=colour, marker=marker, ls=dash, lw=1, alpha=0.9)
