@@ -13,7 +13,7 @@ from torch.nn.functional import embedding_bag
 
 from gsae.closed import Dense, column
 
-LEAST_M = 8192  # narrower SAEs are always dense
+LEAST_M = 1024  # narrower SAEs are always dense
 SHARE = {"cpu": 1 / 16}  # of the places: at most so many open ones are gathered; other devices were not measured
 CHUNK = 8192  # places at a time where nothing is compiled, as their rows are then written out
 
