@@ -158,14 +158,25 @@ def resampling(scale: str) -> list[Run]:
 
 
 def study(scale: str) -> list[Run]:
-    """Section 4.3: SAEs whose latents are compared; at cpu one an arm, both of L0 about 50 (`gsae study pairs`)."""
+    """Section 4.3: SAEs whose latents are compared; at cpu one an arm and place, both of about one L0 near 50."""
     if scale == "cpu":
-        return [replace(Run(**SETTINGS[scale]), lam=0.141), replace(wider(Run(**SETTINGS[scale])), lam=0.116)]
+        run = Run(**SETTINGS[scale])
+        found = [(replace(run, site=site, layer=layer), lams) for (site, layer), lams in STUDY_LAMBDAS.items()]
+        return [replace(one, lam=lam) for run, lams in found for one, lam in zip((run, wider(run)), lams, strict=True)]
     return pilot(scale)[::2] if scale == "smoke" else neurons(scale)
 
 
 # Lambdas of `sites`, from the pilot at one of its cells: there both arms cover L0 6 to 150. Three, for want of compute.
 SITE_LAMBDAS = log_spaced(0.06, 0.4, 3)
+# Site and layer -> lambdas of the gated SAE and of the baseline of its L0, from `gsae study pairs`.
+STUDY_LAMBDAS = {
+    ("mlp_out", 8): (0.141, 0.116),
+    ("attn_z", 8): (0.114, 0.0875),
+    ("resid_post", 8): (0.0882, 0.06),
+    ("mlp_out", 20): (0.155, 0.121),
+    ("attn_z", 20): (0.155, 0.131),
+    ("resid_post", 20): (0.155, 0.0277),
+}
 # Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150, and beyond it below.
 LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.1, 0.8, 6)}
 # Of `neurons` at cpu, from the first pass: with each arm's own grid both cover L0 5 to 110 and no more. Four instead of
