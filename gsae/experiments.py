@@ -36,8 +36,7 @@ SETTINGS: dict[str, dict] = {
                   resample=(1 / 12, 2 / 12, 3 / 12, 4 / 12), eval_tokens=2**20, ce_tokens=2**20),
 }  # fmt: skip
 MINI = dict(lm="gelu-1l-mini", site="mlp_neurons", layer=0, M=2048, eval_tokens=100_000, ce_tokens=65_536)
-LONG = 5_001_216  # tokens of a run of `neurons` at cpu; a fifth in the first pass
-SEEDS: dict[str, list[int]] = {"cpu": [0, 1, 2]}  # of `neurons`; elsewhere one
+LONG = 5_001_216  # tokens of a run of `seeds` at cpu
 PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
 SMOKE_LAMBDAS = [0.1, 0.4]
 
@@ -55,16 +54,14 @@ def both(runs: Sequence[Run], share: float = 1.0) -> list[Run]:
 
 
 def base(scale: str) -> Run:
-    """The gated run of a scale that its sweeps vary; at smoke and cpu MLP neurons of the one-layer model, at cpu with
-    the first pass's tokens.
-    """
+    """The gated run of a scale that its sweeps vary; at smoke and cpu MLP neurons of the one-layer model."""
     if scale == "smoke":
         return Run(**SETTINGS[scale] | {k: MINI[k] for k in ("lm", "site", "layer")})
     return Run(**SETTINGS[scale] | (MINI if scale == "cpu" else {}))
 
 
 def lambdas(scale: str) -> list[float]:
-    """The lambdas of the sweeps on `base`, both arms'; at a scale without a pilot of its own the pilot's inner ones."""
+    """The lambdas of the sweeps on `base`, at a scale without a pilot of its own the pilot's inner ones."""
     return LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])
 
 
@@ -75,24 +72,17 @@ def pilot(scale: str) -> list[Run]:
     return deep + both(grid(mini, lam=PILOT_LAMBDAS)) if scale == "cpu" else deep
 
 
-def main_sweep(scale: str) -> tuple[Run, list[float], float]:
-    """The gated run of `neurons` and its lambdas, and the share of each that the baseline of about its L0 has."""
-    if scale != "cpu":
-        return base(scale), lambdas(scale), 1.0
-    return replace(base(scale), tokens=LONG), LONG_LAMBDAS, BASELINE_SHARE
-
-
 def neurons(scale: str) -> list[Run]:
-    """Figs 5, 6: MLP neurons of a one-layer model, gated and baseline; at cpu 5 M tokens and three seeds."""
-    run, lams, share = main_sweep(scale)
-    return both(grid(run, seed=SEEDS.get(scale, [0]), lam=lams), share)
-
-
-def first(scale: str) -> list[Run]:
-    """The first pass of `neurons`, from which the sweeps that ask why go on: at cpu 1 M tokens, one seed, the same
-    lambdas in both arms; at other scales `neurons` itself.
-    """
+    """Figs 5, 6: MLP neurons of a one-layer model, gated and baseline."""
     return both(grid(base(scale), lam=lambdas(scale)))
+
+
+def seeds(scale: str) -> list[Run]:
+    """Figs 5, 6 again with three seeds; at cpu also with 5 M tokens and lambdas of each arm's own."""
+    run, lams, share = base(scale), lambdas(scale), 1.0
+    if scale == "cpu":
+        run, lams, share = replace(run, tokens=LONG), LONG_LAMBDAS, BASELINE_SHARE
+    return both(grid(run, seed=[0, 1, 2], lam=lams), share)
 
 
 def pareto(scale: str) -> list[Run]:
@@ -121,9 +111,9 @@ def position0(scale: str) -> list[Run]:
 
 
 def longer(scale: str) -> list[Run]:
-    """D4: one pair on twice the tokens of `neurons`, at cpu four times, to see what a short training does."""
-    run, lams, share = main_sweep(scale)
-    return both([replace(run, lam=lams[1], tokens=19_998_720 if scale == "cpu" else 2 * run.tokens)], share)
+    """D4: one pair on twice the tokens of `neurons`, at cpu some twenty times, to see what a short training does."""
+    run = base(scale)
+    return both([replace(run, lam=lambdas(scale)[1], tokens=19_998_720 if scale == "cpu" else 2 * run.tokens)])
 
 
 def rates(scale: str) -> list[Run]:
@@ -133,10 +123,10 @@ def rates(scale: str) -> list[Run]:
 
 
 def ablations(scale: str) -> list[Run]:
-    """Fig. 8 and further arms, by the side of the gated and baseline runs of `first`."""
+    """Fig. 8 and further arms, by the side of the gated and baseline runs of `neurons`."""
     run, lams = base(scale), lambdas(scale)
     main, few = (lams, lams[:1]) if scale == "smoke" else (lams[:4], lams[1:3])
-    found = first(scale)
+    found = neurons(scale)
     for switches in ({"freeze": "none"}, {"tie": "shared"}, {"tie": "none"}):
         found += grid(replace(run, **switches), lam=main)
     for switches in ({"auxiliary": False}, {"step": False}, {"freeze": "W_dec"}, {"centre_grad": False},
@@ -152,7 +142,7 @@ def same_width(scale: str) -> list[Run]:
 
 
 def resampling(scale: str) -> list[Run]:
-    """Appendix D: both arms without resampling, at one lambda of `first`."""
+    """Appendix D: both arms without resampling, at one lambda of `neurons`."""
     lams = lambdas(scale)
     return both([replace(base(scale), lam=lams[len(lams) // 2], resample=())])
 
@@ -177,16 +167,15 @@ STUDY_LAMBDAS = {
     ("attn_z", 20): (0.155, 0.131),
     ("resid_post", 20): (0.155, 0.0277),
 }
-# Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150, and beyond it below.
+# Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
 LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.1, 0.8, 6)}
-# Of `neurons` at cpu, from the first pass: with each arm's own grid both cover L0 5 to 110 and no more. Four instead of
-# six, for want of compute.
+# Of `seeds` at cpu, from `neurons`: with each arm's own grid both cover L0 5 to 110 and no more. Four instead of six,
+# for want of compute.
 LONG_LAMBDAS, BASELINE_SHARE = log_spaced(0.1, 0.5, 4), 0.7
 
 EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "pilot": pilot,
     "neurons": neurons,
-    "first": first,
     "sites": sites,
     "pareto": pareto,
     "rates": rates,
@@ -196,6 +185,7 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "study": study,
     "position0": position0,
     "longer": longer,
+    "seeds": seeds,
 }
 
 
