@@ -25,7 +25,7 @@ SITES = [("mlp_out", 8), ("resid_post", 20)]
 
 def our_cases(quick: bool) -> list[Case]:
     """Both architectures; one SAE and a stack of 8 over shapes; stack sizes; the paper's 1.5 x; widths up to 65,536,
-    from 8,192 on with dense products and with sparse ones at several L0.
+    with dense products and with sparse ones at several L0.
     """
     make = lambda arch, K, n, M, batch, setting="bf16": Case("gsae", setting, arch, K, n, M, batch)  # noqa: E731
     archs, (n, M, batch) = ("gated", "baseline"), REFERENCE
@@ -38,7 +38,9 @@ def our_cases(quick: bool) -> list[Case]:
     cases += [make(a, K, d, m, b) for a in archs for K in (1, 8) for d in (n, 512) for m in (M, 4096)
               for b in (batch, 4096)]  # fmt: skip
     cases += [make(arch, 1, n, wide, batch) for arch in archs for wide in (2 * M, 16_384)]
-    cases += [make(arch, 1, n, wide, batch, s) for arch in archs for wide in (8192, 16_384) for s in ("bf16", *SPARSE)]
+    cases += [make(arch, 1, n, wide, batch, s) for arch in archs for wide in (M, 2 * M, 8192, 16_384)
+              for s in ("bf16", *SPARSE)]  # fmt: skip
+    cases += [make(arch, 8, *REFERENCE, "sparse, L0 64") for arch in archs]
     cases += [make("gated", 1, n, 65_536, batch, setting) for setting in ("bf16", "sparse, L0 64")]
     cases += [make(arch, 1, *REFERENCE, "fp32") for arch in archs]
     return list(dict.fromkeys(cases))
