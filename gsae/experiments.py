@@ -165,7 +165,7 @@ STUDY_LAMBDAS = {
     ("resid_post", 8): (0.0882, 0.06),
     ("mlp_out", 20): (0.155, 0.121),
     ("attn_z", 20): (0.155, 0.131),
-    ("resid_post", 20): (0.155, 0.0277),
+    ("resid_post", 20): (0.06, 0.0277),
 }
 # Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
 LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.1, 0.8, 6)}
