@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks import report
+from benchmarks import profile, report
 from benchmarks.cases import Case, read_data, write_data
 from benchmarks.matmul import Machine
 from benchmarks.ours import SPARSE, Ours
@@ -61,6 +61,12 @@ def peer_cases(quick: bool) -> list[Case]:
             if not quick and setting in ("autocast", "outside: autocast"):  # each SAE would compile on its own
                 cases.append(Case(library, setting, "gated", 8, *REFERENCE))
     return cases
+
+
+def profiled(cases: Iterable[Case]) -> list[Case]:
+    """Those whose step is taken apart: one gated SAE, at the reference's M and at 16,384, dense and at L0 64."""
+    return [c for c in cases if (c.library, c.arch, c.K, c.n, c.batch) == ("gsae", "gated", 1, 576, 2048)
+            and c.M in (REFERENCE[1], 16_384) and c.setting in ("bf16", "sparse, L0 64")]  # fmt: skip
 
 
 def attempt(failed: dict[str, str], name: str, call: Callable):
@@ -148,6 +154,8 @@ def bench(
         for peer in peers.values():
             peer.close()
     table = report.training_rows(training, products) + report.machine_rows(products)
+    if device == "cpu" and (parts := profiled(cases)):
+        table += [profile.shares(c, activations[c.n]) for c in tqdm(parts, desc="profile", disable=None)]
     table += report.harvest_rows(harvests) + report.cost_rows(training)
     settings = dict(rounds=rounds, seconds=seconds, settle=settle, rows=rows, threads=torch.get_num_threads())
     return report.record(table, settings, next(iter(peers.values())).versions if peers else {}, machine, origin)

@@ -48,7 +48,8 @@ def tables(record: dict) -> dict[str, pd.DataFrame]:
     """Tables of text by their titles, the shapes at which other libraries were measured first and by falling speed; a
     part that was not measured has none."""
     rows = {
-        kind: [r for r in record["rows"] if r["kind"] == kind] for kind in ("training", "cost", "machine", "harvest")
+        kind: [r for r in record["rows"] if r["kind"] == kind]
+        for kind in ("training", "cost", "machine", "harvest", "profile")
     }
     shared = {(r["arch"], *shape(r)) for r in rows["training"] if r["library"] != "gsae"}
     beside = [r for r in rows["training"] if (r["arch"], *shape(r)) in shared]
@@ -58,6 +59,7 @@ def tables(record: dict) -> dict[str, pd.DataFrame]:
         "Aims": map(target_line, targets(record)),
         "Training, beside other libraries": map(training_line, beside),
         "Training, other shapes": map(training_line, alone),
+        "Where a step's time goes": map(profile_line, rows["profile"]),
         "A gated step over a baseline step": map(cost_line, rows["cost"]),
         "Harvest": map(harvest_line, rows["harvest"]),
         "Matrix products of this machine, TFLOP/s": map(machine_line, rows["machine"]),
@@ -83,6 +85,11 @@ def cost_line(r: dict) -> dict:
         "baseline M": int(r["M"] * r["wider"]), "batch": r["batch"], "measured": spread(r["measured"], ".2f"),
         "counted": f"{r['count']:.2f}",
     }  # fmt: skip
+
+
+def profile_line(r: dict) -> dict:
+    shares = {name: f"{share:.0%}" for name, share in r["shares"].items()}
+    return {"SAE": r["arch"], "products in": r["setting"], "n": r["n"], "M": r["M"], "batch": r["batch"], **shares}
 
 
 def machine_line(r: dict) -> dict:

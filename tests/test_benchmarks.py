@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks import __main__ as program
-from benchmarks import cases, matmul, peers, report
+from benchmarks import cases, matmul, peers, profile, report
 from benchmarks.cases import Case
 from gsae import benchfig, closed, saes
 
@@ -188,3 +188,29 @@ def test_only_selects_by_name_and_a_part_is_not_published(capsys, record):
     assert program.main(["--only", "no such case"]) == 1 and "--list" in capsys.readouterr().err
     assert program.default_path(record, whole=True).parent == program.FOLDER
     assert "_build" in program.default_path(record, whole=False).parts
+
+
+def test_a_step_is_taken_apart(monkeypatch):
+    monkeypatch.setenv("GSAE_COMPILE", "0")
+    whole = [profile.shares(ours("gated", width=w, setting=s), torch.randn(4 * B, N)) for w, s in
+             ((1024, "bf16"), (1024, "sparse, L0 32"))]  # fmt: skip
+    for row in whole:
+        assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-3) and list(row["shares"]) == [
+            *profile.PARTS,
+            "rest",
+        ]
+    dense, sparse = (row["shares"] for row in whole)
+    assert min(dense["matrix products"], sparse["matrix products"], sparse["gathering"], sparse["Adam"]) > 0
+    parts = map(profile.part, ("aten::mm", "graph_5_cpp_fused_add_div_sqrt_0", "aten::_embedding_bag_forward_only",
+                               "graph_0_cpp_fused_add_exp_0", "Pregraph bytecode"))  # fmt: skip
+    assert list(parts) == ["matrix products", "Adam", "gathering", "element-wise", "rest"]
+    chosen = program.profiled(program.our_cases(False))
+    assert {(c.M, c.setting) for c in chosen} == {(m, s) for m in (2304, 16_384) for s in ("bf16", "sparse, L0 64")}
+
+
+def test_aims_are_held_to_dense_and_to_sparse_products():
+    row = {"kind": "training", "library": "gsae", "arch": "gated", "K": 1, "n": 576, "M": 2304, "batch": 2048}
+    shares = {"bf16": 0.7, "fp32": 0.3, "sparse, L0 64": 2.0, "sparse, L0 32": 3.0}
+    rows = [row | {"setting": s, "share_of_bf16": [v] * 3, "rounds": [1.0]} for s, v in shares.items()]
+    found = [(t["what"], t["measured"][0], t["met"]) for t in benchfig.targets({"rows": rows})]
+    assert found == [("gated, one SAE", 0.7, False), ("gated, one SAE, 64 latents on", 2.0, True)]
