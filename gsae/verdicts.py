@@ -67,7 +67,8 @@ def about(df: pd.DataFrame) -> str:
 def interval(found: Mapping, digits: int = 2, exp: bool = False) -> str:
     """An estimate of gsae.stats.by_seed with its interval over text and, where there is one, over seeds."""
     values = {k: np.exp(v) if exp else v for k, v in found.items() if k != "seeds"}
-    out = f"{values['estimate']:.{digits}f} [{values['low']:.{digits}f}, {values['high']:.{digits}f}]"
+    out, ends = f"{values['estimate']:.{digits}f}", [f"{values[k]:.{digits}f}" for k in ("low", "high")]
+    out += f" [{', '.join(ends)}]" if np.isfinite(values["low"]) else " (no interval: undefined in too many resamples)"
     if np.isfinite(values["t_low"]):
         out += f", over seeds [{values['t_low']:.{digits}f}, {values['t_high']:.{digits}f}]"
     return out
