@@ -196,6 +196,6 @@ def runs(name: str, at: str | None = None) -> list[Run]:
     return EXPERIMENTS[name](scale(at))
 
 
-def home(run: Run, at: str) -> str:
-    """The experiment a run's evidence is stored under: the first that names it."""
-    return next((name for name, make in EXPERIMENTS.items() if run in make(at)), "own")
+def home(run: Run, at: str, unnamed: str = "own") -> str:
+    """The experiment a run's evidence is stored under: the first that names it, or `unnamed`."""
+    return next((name for name, make in EXPERIMENTS.items() if run in make(at)), unnamed)

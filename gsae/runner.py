@@ -121,8 +121,9 @@ def groups(runs: Iterable[Run], key) -> list[list[Run]]:
 
 
 def run(
-    name: str | list[Run], scale: str | None = None, *, only: slice | None = None, force: bool = False
-) -> pd.DataFrame:
+    name: str | list[Run], scale: str | None = None, *, only: slice | None = None, force: bool = False,
+    home: str = "own",
+) -> pd.DataFrame:  # fmt: skip
     """The table of an experiment: reads the runs that exist at this scale, trains those that do not, says which it did.
 
     Args:
@@ -130,6 +131,7 @@ def run(
         scale: smoke, cpu, gpu or paper; by default GSAE_SCALE, else smoke.
         force: write evidence of a scale other than smoke from a tree with uncommitted changes, and go on where memory
             or disk seem too small.
+        home: the experiment under which runs are stored that no experiment names.
 
     Under `torchrun --nproc-per-node N -m gsae run …` the work is shared out: see `gsae.distributed`.
     With GSAE_TRAIN=never nothing is trained: missing runs are rows of status "missing".
@@ -149,7 +151,7 @@ def run(
     ranks = distributed.start()
     is_missing = ranks.agree([evidence.find(r.id, at) is None for r in runs])
     missing = [r for r, new in zip(runs, is_missing, strict=True) if new]
-    label = name if isinstance(name, str) else "own"
+    label = name if isinstance(name, str) else home
     never = os.environ.get("GSAE_TRAIN") == "never"
     todo = (
         "" if not missing else ", the others are missing (GSAE_TRAIN=never)" if never else f", {len(missing)} to train"
@@ -167,12 +169,12 @@ def run(
         if ranks.first:
             card = torch.cuda.get_device_name() if device == "cuda" else ""
             plan.check(missing, at, cache_dir(), device, gpu_free, force, total, card)
-        train_missing(missing, at, force, ranks)
+        train_missing(missing, at, force, ranks, home)
         ranks.barrier("the other ranks' runs")
     return evidence.load(runs, at)
 
 
-def train_missing(missing: list[Run], at: str, force: bool, ranks: Alone = ALONE) -> None:
+def train_missing(missing: list[Run], at: str, force: bool, ranks: Alone = ALONE, home: str = "own") -> None:
     """Train runs, language model by language model and site by site; over ranks, the stacks are dealt out."""
     for of_model in groups(missing, lambda r: r.lm):
         model = language_models.load(of_model[0].lm)
@@ -190,7 +192,8 @@ def train_missing(missing: list[Run], at: str, force: bool, ranks: Alone = ALONE
         for part in parts:
             harvest([site for site, _ in part], ALONE)
             for site, of_site in part:
-                train_site(site, [stack for stack in of_site if stack in mine], at, force, ranks if together else ALONE)
+                own = [stack for stack in of_site if stack in mine]
+                train_site(site, own, at, force, ranks if together else ALONE, home)
                 for large in ("store", "held_out", "splices", "references"):
                     site.__dict__.pop(large, None)
 
@@ -202,7 +205,7 @@ def harvest(sites: list[Site], ranks: Alone) -> None:
             site.store = store
 
 
-def train_site(site: Site, stacks: list[list[Run]], at: str, force: bool, ranks: Alone) -> None:
+def train_site(site: Site, stacks: list[list[Run]], at: str, force: bool, ranks: Alone, home: str) -> None:
     """Train a site's stacks, each under a lock: what another process is at comes last, and is then on record."""
     for wait in (False, True):
         busy = []
@@ -218,5 +221,5 @@ def train_site(site: Site, stacks: list[list[Run]], at: str, force: bool, ranks:
                 if left := [r for r, is_new in zip(stack, new, strict=True) if is_new]:
                     for runs in compositions(left, site, ranks):
                         site.make_room(runs)
-                        train_stack(runs, site, experiments.home(runs[0], at), at, force, ranks)
+                        train_stack(runs, site, experiments.home(runs[0], at, home), at, force, ranks)
         stacks = busy

@@ -12,7 +12,7 @@ import study_data
 
 from gsae import evidence, experiments, metrics, stats
 from gsae.cli import main
-from gsae.study import pairs, ratings
+from gsae.study import lambdas, pairs, ratings
 from gsae.study.data import DataError, validate
 from gsae.study.pairs import SAE, StudyError
 
@@ -74,6 +74,99 @@ def test_nothing_is_extrapolated():
     assert "no baseline at all" in problem and "no lambda is on record" in problem
 
 
+class World:
+    """A made-up world to train in: L0 falls with lambda along curves that no straight line in logarithms fits."""
+
+    curves = {"gated": lambda lam: 2 / lam**1.5, "baseline": lambda lam: 400 * math.exp(-18 * lam**0.8)}
+
+    def __init__(self, lams, arms=pairs.ARMS, **curves):
+        self.curves, self.asked, self.told = self.curves | curves, [], []
+        self.saes = [sae(arm, self.curves[arm](lam), lam) for arm in arms for lam in lams]
+
+    def train(self, steps):
+        self.asked.append([(s.like.arm, s.like.cell) for s in steps])
+        self.saes += [sae(s.like.arm, self.curves[s.like.arm](s.lam), s.lam, s.like.cell, s.like.group) for s in steps]
+
+    def complete(self, **options):
+        return lambdas.complete(lambda: self.saes, self.train, tell=self.told.append, **options)
+
+    def arms(self):
+        return [arm for asked in self.asked for arm, _ in asked]
+
+
+def test_the_missing_arm_alone_is_trained_until_it_matches():
+    world, other = World((0.02, 0.116, 0.4)), ("lm-a", "attn_z", 8)  # gated at L0 50.6; the baseline has to be found
+    world.saes += [sae("gated", 50, 0.3, other), sae("baseline", 52, 0.2, other)]
+    found, problems = world.complete()
+    assert not problems and set(found) == {PLACE, other}
+    gated, baseline = found[PLACE]
+    assert gated.lam == 0.116 and max(gated.l0, baseline.l0) <= 1.1 * min(gated.l0, baseline.l0)
+    assert 2 <= len(world.asked) <= lambdas.ATTEMPTS and set(sum(world.asked, [])) == {("baseline", PLACE)}
+    assert f"baseline at lambda {baseline.lam:g} has L0 {baseline.l0:.1f}" in world.told[-1]
+    before = len(world.asked)
+    assert world.complete()[0] == found and len(world.asked) == before  # nothing twice
+
+
+def test_where_no_gated_run_is_near_it_is_trained_before_the_baseline():
+    world = World((0.04, 0.2))
+    found, problems = world.complete()
+    arms = world.arms()
+    assert not problems and arms == sorted(arms, reverse=True) and set(arms) == {"gated", "baseline"}
+    assert len(world.asked[0]) == 1  # the baseline's lambda follows from the L0 that comes out
+
+
+def test_places_are_trained_together():
+    world = World((0.04, 0.2))
+    world.saes += [replace(s, cell=("lm-a", "attn_z", 8)) for s in world.saes]
+    found, problems = world.complete()
+    assert len(found) == 2 and all(len(asked) == 2 for asked in world.asked)
+
+
+def test_partners_of_the_nearest_gated_run_lie_in_the_window_too():
+    edge = World((0.04, 0.2), gated=lambda lam: 74 if lam == 0.1 else 2 / lam**1.5)  # its partner may have L0 80
+    edge.saes.append(sae("gated", 74, 0.1))
+    found, problems = edge.complete()
+    assert not problems and found[PLACE][0].l0 != 74 and edge.asked[0] == [("gated", PLACE)]
+
+
+@pytest.mark.parametrize(
+    "outcome,why,times",
+    [(lambda lam: (90 if lam < 0.1 else 20) - lam, "baseline was trained 4 times", 4),
+     (lambda lam: 90.0, "is on record with L0 90.0, not 50.6", 2)],
+)  # fmt: skip
+def test_training_ends_where_lambda_does_not_help(outcome, why, times):
+    world = World((0.116,), arms=["gated"], baseline=outcome)
+    world.saes += [sae("baseline", 90.5, 0.02), sae("baseline", 19, 0.4)]
+    found, (problem,) = world.complete()
+    assert not found and "no gated and baseline SAE within 10%" in problem and why in problem
+    assert world.arms() == ["baseline"] * times
+
+
+def test_a_lambda_on_record_is_not_trained_again():
+    # 51 lies between 20 and 90 at the same lambda.
+    world = World((0.116,), arms=["gated"])
+    world.saes += [sae("baseline", l0, 0.2) for l0 in (90, 20)]
+    _, (problem,) = world.complete()
+    assert "baseline at lambda 0.2 is on record with L0 90.0, not 50.6" in problem and not world.asked
+
+
+def test_training_that_leaves_nothing_on_record_is_an_error():
+    world = World((0.02, 0.116, 0.4))
+    with pytest.raises(StudyError, match="baseline at lambda .* not on record after training: is GSAE_TRAIN"):
+        lambdas.complete(lambda: world.saes, lambda steps: None, tell=world.told.append)
+
+
+def test_a_grid_is_left_by_a_little_only():
+    near, far = ([sae("baseline", 30, 0.1), sae("baseline", 15, b)] for b in (0.2, 0.9))
+    assert math.isnan(pairs.lam_at(near, 60.0))  # unless asked for
+    assert pairs.lam_at(near, 60.0, 2.5) == pytest.approx(0.05) and pairs.lam_at(near, 7.5, 2.5) == pytest.approx(0.4)
+    assert math.isnan(pairs.lam_at(far, 60.0, 2.5)) and math.isnan(pairs.lam_at(near[:1], 60.0, 2.5))
+    world = World((), gated=None)
+    world.saes = [sae("gated", 60, 0.1), *far]
+    (problem,) = world.complete()[1]
+    assert not world.asked and "no lambda for L0 60.0 can be told" in problem and "0.1 to 0.9" in problem
+
+
 def test_seeds_and_settings_are_not_mixed():
     saes = [sae("gated", 50, group="seed 0"), sae("baseline", 50, group="seed 1")]
     assert not pairs.match(saes)[0]
@@ -118,6 +211,32 @@ def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
     assert gated.id in told and "baseline" in told and "L0 49.0" in told
     (chosen,) = pairs.match(pairs.recorded("smoke"))[0].values()
     assert [s.run for s in chosen] == [gated.id, replace(baseline, lr=3e-4).id]
+
+
+def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch):
+    gated = experiments.Run(lam=0.1)
+    grid = [replace(experiments.wider(gated), lam=lam) for lam in (0.05, 0.3)]
+    for run, l0 in ((gated, 51), (grid[0], 160), (grid[1], 14)):
+        recorded(run, l0)
+    recorded(replace(gated, layer=20, lam=0.3), 10)  # another place, of another experiment
+    asked = []
+
+    def train(runs, scale, force, home):
+        asked.extend(runs)
+        assert scale == "smoke" and not force and home == "study"
+        for run in runs:
+            recorded(run, 53)
+
+    monkeypatch.setattr("gsae.run", train)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "few", lambda scale: [gated, *grid])
+    assert main(["study", "pairs", "--scale", "smoke", "--experiment", "few", "--train"]) == 0
+    (run,) = asked
+    assert run == replace(grid[0], lam=run.lam) and 0.1 < run.lam < 0.15
+    told = capsys.readouterr()
+    assert run.id in told.out and f'    ("mlp_out", 8): (0.1, {run.lam:g}),' in told.out
+    assert f"baseline at lambda {run.lam:g}, for L0 51.0: training" in told.err and "has L0 53.0" in told.err
+    # What was found is in no experiment, and counts all the same.
+    assert main(["study", "pairs", "--scale", "smoke", "--experiment", "few", "--train"]) == 0 and len(asked) == 1
 
 
 def test_collected_files_take_arm_and_l0_from_the_record(own_record, tmp_path):

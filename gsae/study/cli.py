@@ -26,9 +26,15 @@ def add(commands: argparse._SubParsersAction, scaled: argparse.ArgumentParser) -
     matched.add_argument(
         "--experiment", action="append", help="only its runs on record (may be repeated; default: all)"
     )
-    actions.add_parser(
+    found = actions.add_parser(
         "pairs", parents=[matched], help="matched runs on record, and the lambda that each missing one needs"
     )
+    found.add_argument(
+        "--train",
+        action="store_true",
+        help="train the missing ones, interpolating again until the arms match; what is there counts",
+    )
+    found.add_argument("--force", action="store_true", help="with --train: go on in a changed tree")  # fmt: skip
     show = actions.add_parser("show", help="dashboards of any SAE as one page, and its latents as data for `make`")
     show.add_argument("sae", help="a run id, a file, a folder, or owner/name on the hub")
     show.add_argument("--latents", type=int, default=100, help="how many, drawn at random (default: 100)")
@@ -64,18 +70,24 @@ def add(commands: argparse._SubParsersAction, scaled: argparse.ArgumentParser) -
 
 
 def pairs_on_record(args: argparse.Namespace, scale: str) -> int:
-    from gsae.study import pairs
+    from gsae.study import lambdas, pairs
 
-    found, problems = pairs.match(pairs.recorded(scale, args.experiment), args.arms, args.l0, args.tolerance)
+    how = (args.arms, args.l0, args.tolerance)
+    if args.train:
+        found, problems = lambdas.from_record(scale, args.experiment, *how, args.force)
+    else:
+        found, problems = pairs.match(pairs.recorded(scale, args.experiment), *how)
     for cell, saes in found.items():
-        print(
-            "{} {} layer {}: ".format(*cell)
-            + ", ".join(f"{s.arm} {s.run} (L0 {s.l0:.1f}, lambda {s.lam:g})" for s in saes)
-        )
+        print(f"{pairs.place(cell)}: "
+              + ", ".join(f"{s.arm} {s.run} (L0 {s.l0:.1f}, lambda {s.lam:g})" for s in saes))  # fmt: skip
     for problem in problems:
         print(problem)
     if not found and not problems:
         print(f"no run is on record at {scale}")
+    if args.train and found:
+        print(f"\nsite, layer: lambda of {', '.join(args.arms)}, as in gsae.experiments.STUDY_LAMBDAS")
+        for (_, site, layer), saes in found.items():
+            print(f'    ("{site}", {layer}): ({", ".join(f"{s.lam:g}" for s in saes)}),')
     return 0 if found and not problems else 1
 
 

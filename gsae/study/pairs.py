@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -63,26 +63,62 @@ def recorded(scale: str, names: Iterable[str] | None = None) -> list[SAE]:
     return found
 
 
-def lam_at(saes: Sequence[SAE], l0: float) -> float:
-    """Lambda that gives an L0: log lambda linear in log L0 between neighbours; NaN outside of what was trained."""
+def lam_at(saes: Sequence[SAE], l0: float, reach: float = 1.0) -> float:
+    """Lambda that gives an L0: log lambda linear in log L0 between neighbours.
+
+    Beyond the ends the line of the two outermost, by at most a factor of `reach` in lambda; else NaN.
+    """
     points = sorted((math.log(s.l0), math.log(s.lam)) for s in saes if s.lam and s.l0 > 0)
-    if not points or not points[0][0] <= math.log(l0) <= points[-1][0]:
+    x = math.log(l0)
+    if points and points[0][0] <= x <= points[-1][0]:
+        return float(f"{math.exp(np.interp(x, *zip(*points, strict=True))):.3g}")
+    if len(points) < 2:
         return math.nan
-    return float(f"{math.exp(np.interp(math.log(l0), *zip(*points, strict=True))):.3g}")
+    (x0, y0), (x1, y1) = points[:2] if x < points[0][0] else points[:-3:-1]
+    if x0 == x1:
+        return math.nan
+    beyond = (x - x0) * (y1 - y0) / (x1 - x0)
+    return float(f"{math.exp(y0 + beyond):.3g}") if abs(beyond) <= math.log(reach) else math.nan
+
+
+def place(cell: Cell) -> str:
+    return "{} {} layer {}".format(*cell)
+
+
+def places(saes: Iterable[SAE], arms: Sequence[str] = ARMS) -> dict[Cell, list[list[SAE]]]:
+    """Place -> its SAEs of these arms, those of one group together, the largest group first; places in their order."""
+    found: dict[Cell, dict[Hashable, list[SAE]]] = {}
+    for s in sorted((s for s in saes if s.arm in arms and s.l0 > 0), key=lambda s: s.cell):
+        found.setdefault(s.cell, {}).setdefault(s.group, []).append(s)
+    return {cell: sorted(groups.values(), key=len, reverse=True) for cell, groups in found.items()}
+
+
+def lacking(saes: Sequence[SAE], arms: Sequence[str], target: float, tolerance: float) -> tuple[float, list[str]]:
+    """The L0 that a place's SAEs should have, and the arms that have none there.
+
+    It is that of the first arm's SAE nearest to `target`, if that is near enough for its partners to be, too. Else
+    `target`: then all arms are named, the first one first, since the L0 that it gets is what the others need.
+    """
+    of = {arm: [s for s in saes if s.arm == arm] for arm in arms}
+    far = lambda s, l0: abs(math.log(s.l0 / l0))  # noqa: E731
+    first = min(of[arms[0]], key=lambda s: far(s, target), default=None)
+    if first is None or far(first, target) > math.log(WINDOW) - math.log(1 + tolerance) / 2:
+        return target, list(arms)
+    apart = math.log(1 + tolerance) / (
+        len(arms) - 1
+    )  # of the first, so that all are within the tolerance of each other
+    return first.l0, [arm for arm in arms[1:] if all(far(s, first.l0) > apart for s in of[arm])]
 
 
 def advice(cell: Cell, saes: Sequence[SAE], arms: Sequence[str], target: float, tolerance: float) -> str:
     """Why a place has no matched SAEs, and what to train: the lambda interpolated from those there are."""
-    where = "{} {} layer {}".format(*cell)
-    text = f"{where}: no {' and '.join(arms)} SAE within {tolerance:.0%} of one L0 near {target:g}. "
+    text = f"{place(cell)}: no {' and '.join(arms)} SAE within {tolerance:.0%} of one L0 near {target:g}. "
     near = {arm: min((s for s in saes if s.arm == arm), key=lambda s: abs(math.log(s.l0 / target)), default=None)
             for arm in arms}  # fmt: skip
     text += "Nearest: " + ", ".join(f"{arm} {s.l0:.1f}" if s else f"no {arm} at all" for arm, s in near.items()) + ". "
-    first = near[arms[0]]
-    anchored = first is not None and abs(math.log(first.l0 / target)) <= math.log(WINDOW)
-    wanted = first.l0 if anchored else target
+    wanted, without = lacking(saes, arms, target, tolerance)
     todo = []
-    for arm in arms[1:] if anchored else arms:
+    for arm in without:
         own = [s for s in saes if s.arm == arm]
         lam = lam_at(own, wanted)
         lams = sorted(s.lam for s in own if s.lam)
@@ -100,12 +136,8 @@ def match(
         place -> SAEs in the order of `arms`; and a sentence for each place that has none, with the missing lambda.
     """
     found, problems = {}, []
-    saes = sorted((s for s in saes if s.arm in arms and s.l0 > 0), key=lambda s: s.cell)
-    for cell, here in groupby(saes, key=lambda s: s.cell):
-        groups: dict[Hashable, list[SAE]] = {}
-        for s in here:
-            groups.setdefault(s.group, []).append(s)
-        sets = [c for g in groups.values() for c in product(*([s for s in g if s.arm == a] for a in arms))]
+    for cell, groups in places(saes, arms).items():
+        sets = [c for g in groups for c in product(*([s for s in g if s.arm == a] for a in arms))]
 
         def distance(chosen: Sequence[SAE]) -> tuple[float, float, list[str]]:
             logs = [math.log(s.l0 / target) for s in chosen]
@@ -115,7 +147,7 @@ def match(
         if near:
             found[cell] = list(min(near, key=distance))
         else:
-            problems.append(advice(cell, max(groups.values(), key=len), arms, target, tolerance))
+            problems.append(advice(cell, groups[0], arms, target, tolerance))
     return found, problems
 
 

@@ -1,0 +1,115 @@
+"""`gsae study pairs --train`: what a place lacks is trained, at lambdas interpolated from those on record. No torch."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gsae import evidence, experiments
+from gsae.study import pairs
+
+REACH = 2.5  # how far beyond the lambdas trained the next one may be, as a factor
+ATTEMPTS = 4  # how often an arm of a place is trained
+HOME = "study"  # the experiment that the runs found are stored under: `experiments.STUDY_LAMBDAS` is to name them
+
+
+@dataclass(frozen=True)
+class Step:
+    """An SAE to train: as `like`, one of its arm and place, but for lambda, which should give it an L0."""
+
+    like: pairs.SAE
+    lam: float
+    l0: float
+
+    def __str__(self) -> str:
+        return f"{pairs.place(self.like.cell)}: {self.like.arm} at lambda {self.lam:g}"
+
+
+def after(
+    here: Sequence[pairs.SAE], arms: Sequence[str], target: float, tolerance: float, done: Counter
+) -> tuple[list[Step], str]:
+    """What to train next at a place without matched SAEs; or nothing, and why not.
+
+    First the first arm, near the target, then the others at the L0 that it has.
+
+    Args:
+        done: arm -> how often it was trained for this place before.
+    """
+    l0, without = pairs.lacking(here, arms, target, tolerance)
+    steps = []
+    for arm in without[:1] if arms[0] in without else without:
+        own = [s for s in here if s.arm == arm]
+        lam = pairs.lam_at(own, l0, REACH)
+        same = next((s for s in own if s.lam == lam), None)
+        if done[arm] >= ATTEMPTS:
+            return [], f"Given up: {arm} was trained {ATTEMPTS} times"
+        if lam != lam:
+            return [], (f"Not trained: from the {arm} SAEs on record no lambda for L0 {l0:.1f} can be told; two on "
+                        f"record and at most a factor of {REACH:g} beyond them are needed")  # fmt: skip
+        if same:
+            return [], f"Given up: {arm} at lambda {lam:g} is on record with L0 {same.l0:.1f}, not {l0:.1f}"
+        steps.append(Step(min(own, key=lambda s: abs(s.lam - lam)), lam, l0))
+    return steps, ""
+
+
+def complete(
+    read: Callable[[], list[pairs.SAE]],
+    train: Callable[[list[Step]], None],
+    arms: Sequence[str] = pairs.ARMS,
+    target: float = pairs.TARGET,
+    tolerance: float = pairs.TOLERANCE,
+    tell: Callable[[str], None] = print,
+) -> tuple[dict[pairs.Cell, list[pairs.SAE]], list[str]]:
+    """`pairs.match`, once what it lacks is trained: each L0 that comes out refines the interpolation of the next.
+
+    What all places need next is trained together, since one pass of the language model serves them all.
+
+    Args:
+        read: the SAEs on record, asked again after each training: what is there is never trained again.
+        train: trains steps, and puts their SAEs on record.
+
+    Returns:
+        As `pairs.match`; the sentence on a place that did not get there ends with the reason.
+
+    Raises:
+        StudyError: where `train` left no SAE.
+    """
+    tried: dict[pairs.Cell, Counter] = {}
+    while True:
+        saes = read()
+        found, problems = pairs.match(saes, arms, target, tolerance)
+        open_places = {c: groups[0] for c, groups in pairs.places(saes, arms).items() if c not in found}
+        made = {c: after(here, arms, target, tolerance, tried.setdefault(c, Counter()))
+                for c, here in open_places.items()}  # fmt: skip
+        steps = [step for some, _ in made.values() for step in some]
+        if not steps:
+            return found, [f"{said}. {why}" for said, (_, why) in zip(problems, made.values(), strict=True)]
+        for step in steps:
+            tell(f"{step}, for L0 {step.l0:.1f}: training")
+            tried[step.like.cell][step.like.arm] += 1
+        train(steps)
+        on_record = {(s.cell, s.group, s.arm, s.lam): s.l0 for s in read()}
+        for step in steps:
+            l0 = on_record.get((step.like.cell, step.like.group, step.like.arm, step.lam))
+            if l0 is None:
+                raise pairs.StudyError(f"{step} is not on record after training: is GSAE_TRAIN set to never?")
+            tell(f"{step} has L0 {l0:.1f}")
+
+
+def from_record(
+    scale: str, names: Sequence[str] | None, arms: Sequence[str], target: float, tolerance: float, force: bool = False
+) -> tuple[dict[pairs.Cell, list[pairs.SAE]], list[str]]:
+    """`complete` by `gsae.run`, at the places of the named experiments (all: None), from all runs on record there."""
+    import gsae
+
+    wanted = {(s.cell, s.group) for s in pairs.recorded(scale, names)}
+
+    def train(steps: list[Step]) -> None:
+        made = [(experiments.Run.of(evidence.read(Path(s.like.file))["run"]), s.lam) for s in steps]
+        gsae.run([replace(run, lam=lam) for run, lam in made], scale, force=force, home=HOME)
+
+    def read() -> list[pairs.SAE]:
+        return [s for s in pairs.recorded(scale) if (s.cell, s.group) in wanted]
+
+    return complete(read, train, arms, target, tolerance, lambda text: print(text, file=sys.stderr))
