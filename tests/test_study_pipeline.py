@@ -21,7 +21,7 @@ from gsae import assets, checkpoints, claims, evidence, experiments, plan, resul
 from gsae import lm as language_models
 from gsae.cli import main
 from gsae.runner import Site
-from gsae.study import automated, data, figures, pairs, pipeline, published, ratings, scores
+from gsae.study import automated, data, figures, pairs, pipeline, published, ratings, scores, statistics
 from gsae.verdicts import NOT, NOT_RUN, NOT_TESTED, PARTLY
 
 ROOT = Path(__file__).parents[1]
@@ -200,6 +200,64 @@ def test_differences_pair_the_latents_in_the_order_of_drawing(tmp_path, monkeypa
     assert "MISSING" in figures.scores(table, "smoke").get_supxlabel()
 
 
+SIX = [("tiny", site, layer) for layer in (8, 20) for site in ("mlp_out", "attn_z", "resid_post")]
+
+
+@pytest.fixture
+def scored(tmp_path, monkeypatch):
+    """Made-up scores of six places: Gated is better by 0.02 times the place's number, random directions by nothing."""
+    monkeypatch.setenv("GSAE_EVIDENCE", str(tmp_path))
+    monkeypatch.setattr(automated, "wanted_scores", lambda at: (scores.RULE, scores.INTRUDER))
+    cells = {cell: [pairs.SAE(f"r{n}-{a}", a, cell, 50.0) for a in pairs.ARMS] for n, cell in enumerate(SIX)}
+    monkeypatch.setattr(automated, "compared", lambda at: (cells, []))
+    rng = np.random.default_rng(0)
+    for n, saes in enumerate(cells.values()):
+        for sae in saes:
+            for control in automated.CONTROLS:
+                for score in (scores.RULE, scores.INTRUDER):
+                    better = 0.02 * n * (sae.arm == "gated") * (control == automated.NONE)
+                    value = rng.normal(0.6 + better, 0.01, 40).tolist()
+                    values = {"scored": 40, "value": value, "place": list(range(40)), "latent": list(range(40))}
+                    settings = automated.settings(sae.run, control, score, "smoke")
+                    results.write_result(automated.SCORES, settings, values, {"dirty": False}, "smoke")
+    return automated.table("smoke")
+
+
+def test_scores_of_several_places_count_together_and_apart(scored):
+    assert automated.covered(scored) == (
+        "tiny: attn_z at layers 8 and 20; mlp_out at layers 8 and 20; resid_post at layers 8 and 20"
+    )
+    assert automated.covered(scored[scored["layer"] == 8][:1]) == "tiny: mlp_out at layer 8"
+    means = automated.summary(scored)
+    assert len(means) == 2 * 4 * 2 and set(means["latents"]) == {"240 of 48"}  # eight drawn from each SAE at smoke
+    together = automated.differences(scored).set_index(["score", "control"])
+    assert set(together["pairs"]) == {240}
+    assert together.loc[(scores.RULE, automated.NONE), "difference"] == pytest.approx(0.05, abs=0.004)
+    apart = automated.differences(scored, statistics.CELL)
+    assert len(apart) == 2 * 4 * 6 and set(apart["pairs"]) == {40}
+    own = apart[(apart["score"] == scores.INTRUDER) & (apart["control"] == automated.NONE)]
+    for n, row in enumerate(own.itertuples()):
+        assert (row.lm, row.site, row.layer) == SIX[n] and row.difference == pytest.approx(0.02 * n, abs=0.01)
+        assert row.low < row.difference < row.high
+
+
+def test_the_figure_by_place_has_a_row_a_place_and_both_intervals(scored):
+    figure = figures.places(scored, "smoke")
+    first, second = figure.axes
+    assert [t.get_text() for t in first.get_yticklabels()][:2] == ["attention before W_O, layer 8",
+                                                                   "attention before W_O, layer 20"]  # fmt: skip
+    for axes in (first, second):
+        points = [line for line in axes.lines if line.get_marker() == "o"]
+        assert len(points) == 12 and sum(line.get_color() == figures.COLOURS["gated"] for line in points) == 6
+        at = {round(line.get_ydata()[0]): line.get_xdata()[0] for line in points
+              if line.get_color() == figures.COLOURS["gated"]}  # fmt: skip
+        assert at[1] == pytest.approx(0.08, abs=0.01)  # attention at layer 20 is the fifth of the places
+    assert "6 places" in figure.get_supxlabel()
+    assert "6 places" in figures.scores(scored, "smoke").get_supxlabel()
+    none = figures.places(scored.assign(status="missing"), "smoke")
+    assert "not yet run" in none.axes[0].texts[0].get_text() and "MISSING: 96 of 96" in none.get_supxlabel()
+
+
 # What the book publishes.
 
 
@@ -213,6 +271,39 @@ def collected(tmp_path):
         (folder / "apart").mkdir(exist_ok=True)
         study_data.write(folder / "apart", run=run, arm=arm, latents=20, site="mlp_out")
     return folder
+
+
+@pytest.mark.parametrize("places", range(1, 10))
+def test_pages_stay_short_and_sixty_pairs_are_dealt_whatever_the_places(places):
+    of_each, pages = published.dealt(places, 60)
+    assert 8 <= 2 * of_each * places <= 18 and 60 <= of_each * places * pages <= 72 and of_each * pages <= 60
+    assert 10 <= 2 * of_each * places <= 12 or places not in (1, 2, 3, 5, 6)
+    assert published.dealt(places, 3)[0] <= 3 and published.dealt(places, 3)[1] >= 1  # few latents: as far as they go
+
+
+def test_of_six_places_each_page_has_every_place_and_the_gallery_opens_the_first(tmp_path):
+    (tmp_path / "apart").mkdir()
+    for n, (lm, site, layer) in enumerate(SIX):
+        for k, arm in enumerate(pairs.ARMS):
+            about = dict(run=f"9ab3cdef02{n}{k}", arm=arm, lm=lm, site=site, layer=layer)
+            study_data.write(tmp_path, **about, latents=12)
+            study_data.write(tmp_path / "apart", **about, latents=4)
+    key, _ = published.study(tmp_path)
+    assert len(key["pages"]) == 10 and len(key["items"]) == 120 and published.places(key) == sorted(SIX)
+    for page in key["pages"]:
+        rows = [key["items"][item] for item in page["items"]]
+        assert sorted((r["site"], r["layer"], r["arm"]) for r in rows) == sorted(
+            (site, layer, arm) for _, site, layer in SIX for arm in pairs.ARMS
+        )
+    assert "60 pairs from 6 places, 12 latents a page" in published.links(tmp_path, "way")
+    larger = published.larger(tmp_path)
+    assert (
+        "60 pairs" in larger and "suffice for 72" in larger and larger.endswith("gsae study make --pairs 1 --pages 12")
+    )
+    html = published.gallery(tmp_path)
+    titles = [part.split("</b>")[0] for part in html.split("<p><b>")[1:]]
+    assert len(titles) == 12 and titles[0].startswith("gated SAE, tiny, attn_z, layer 8")
+    assert html.count("<details") == 36 and html.count("<details open") == 2
 
 
 def extension():
@@ -234,6 +325,7 @@ def test_the_build_puts_pages_and_key_where_the_chapter_links_to(collected, tmp_
     assert linked == set(made) and len(made) == 13
     module.publish(app, None)  # the same pages each time: ratings of one build fit the key of another
     assert made == {p.name: p.read_text("utf-8") for p in (tmp_path / "html/_static/study").iterdir()}
+    assert published.larger(collected) == "All latents that are collected are on the pages above: 60 pairs."
     key = json.loads(made["key.json"])
     assert key == published.study(collected)[0] and len(key["items"]) == 120
     assert all(len(p["items"]) == 10 for p in key["pages"])
@@ -246,7 +338,7 @@ def test_without_latents_nothing_is_built_and_the_chapter_says_so(tmp_path, monk
     module.publish(SimpleNamespace(outdir=str(tmp_path), builder=SimpleNamespace(format="html")), None)
     assert not (tmp_path / "_static").exists()
     assert "ot yet run" in published.links(tmp_path / "none", "way") and "href" not in published.links(tmp_path, "way")
-    assert published.verdict(tmp_path).startswith("not yet run")
+    assert published.verdict(tmp_path).startswith("not yet run") and "collect" in published.larger(tmp_path)
 
 
 def test_dashboards_are_chosen_by_density_and_their_text_is_inert(collected):
@@ -279,8 +371,12 @@ def test_ratings_on_record_replace_not_yet_run(collected):
     for page in key["pages"][:2]:
         file = collected / "ratings" / f"{page['page']}.json"
         file.write_text(json.dumps(rate(key, page, "AB", lambda row: "Yes" if row["arm"] == "gated" else "No")))
+    part = rate(key, key["pages"][1], "AB", lambda row: "Yes" if row["arm"] == "gated" else "No")
+    file.write_text(json.dumps(part | {"ratings": part["ratings"][:8]}))  # a rater may stop before the end
+    assert "18 ratings by 1 rater: AB" in published.verdict(collected)
+    file.write_text(json.dumps(part))
     text = published.verdict(collected)
-    assert "not yet run" not in text and "20 ratings by 1 raters" in text and "+2.00" in text
+    assert "not yet run" not in text and "20 ratings by 1 rater:" in text and "+2.00" in text
     assert published.judged(collected).verdict == NOT_TESTED  # ten pairs decide nothing
     for page in key["pages"][2:]:
         file = collected / "ratings" / f"{page['page']}.json"
@@ -314,7 +410,7 @@ def test_a_stranger_rates_ten_latents_and_reads_the_table(collected, tmp_path, o
     text = capsys.readouterr().out
     (row,) = [line.split() for line in text.splitlines() if line.startswith("all ") and "pairs" in line]
     assert row[:5] == ["all", "5", "2.00", "0.40", "+1.60"] and row[-3:] == ["too", "few", "pairs"]
-    assert "10 ratings by 1 raters: a stranger" in text
+    assert "10 ratings by 1 rater: a stranger" in text
 
 
 COMMITTED = sorted((ROOT / "book" / "study").glob("*.json"))
@@ -324,14 +420,16 @@ COMMITTED = sorted((ROOT / "book" / "study").glob("*.json"))
 def test_the_committed_latents_make_a_study_of_sixty_pairs():
     assert all(path.stat().st_size <= 1e6 for path in COMMITTED)
     key, shown_latents = published.study(ROOT / "book" / "study")
-    assert len(key["pages"]) == 12 and all(len(p["items"]) == 10 for p in key["pages"]) and len(shown_latents) == 120
+    assert len(shown_latents) == len(key["items"]) >= 120 and all(10 <= len(p["items"]) <= 16 for p in key["pages"])
     runs = {(row["arm"], row["run"]) for row in key["items"].values()}
-    assert {arm for arm, _ in runs} == {"gated", "baseline"} and len(runs) == 2
+    assert {arm for arm, _ in runs} == {"gated", "baseline"} and len(runs) == 2 * len(published.places(key))
     for path in (COMMITTED[0].parent / "apart").glob("*.json"):  # shown with their architecture: on no rating page
         shown_openly = {v["latent"] for v in data.load(path)["latents"]}
         assert not shown_openly & {row["latent"] for row in key["items"].values() if row["run"] == path.stem}
-    l0 = sorted({row["l0"] for row in key["items"].values()})
-    assert l0[-1] / l0[0] <= 1.1 and 50 / 1.5 <= l0[0] <= 75
+    for place in published.places(key):
+        rows = [row for row in key["items"].values() if (row["lm"], row["site"], row["layer"]) == place]
+        l0 = sorted({row["l0"] for row in rows})
+        assert l0[-1] / l0[0] <= 1.1 and 50 / 1.5 / 1.05 <= l0[0] <= 75 * 1.05
 
 
 def test_the_sentence_model_is_no_part_of_what_a_build_fetches():

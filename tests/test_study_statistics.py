@@ -203,7 +203,7 @@ def test_groups_have_their_own_rows(tmp_path):
     found = statistics.compare(table, *ARMS)["contrasts"]
     assert found["s1"]["difference"] == 1 and found["s2"]["difference"] == 0
     assert found["all"]["difference"] == pytest.approx(1 / 3)
-    assert {"lm-a 4", "lm-a s1 4"} <= set(found) and found["lm-a s1 4"]["pairs"] == 3
+    assert {"lm-a layer 4", "lm-a s1 layer 4"} <= set(found) and found["lm-a s1 layer 4"]["pairs"] == 3
     assert "lm-a" not in found
 
 
@@ -421,6 +421,46 @@ def test_score_prints_a_table_and_writes_json(tmp_path, capsys):
         "The paper, 171 pairs: +0.13 [+0.00, +0.26], p 0.060" in told and told.count("Ratings, ") == 4
     )  # all, 3 sites
     assert "Krippendorff" in told and record["agreement"]["items"] == 18
+
+
+SIX = [("lm-a", site, layer) for site in ("s1", "s2", "s3") for layer in (8, 20)]
+
+
+def test_the_report_has_the_mean_labels_of_sites_and_layers_with_intervals(tmp_path):
+    key, noise = study(n=10, cells=SIX), rng(2)
+    label = lambda v: int(np.clip(noise.integers(0, 3) - (v["layer"] == 20 and v["arm"] == "baseline"), 0, 2))  # noqa: E731
+    found = statistics.analyse(joined(tmp_path, key, exported(key, label)), ARMS, "baseline")
+    told = report.text(found)
+    of = found["comparisons"][0]["contrasts"]
+    assert list(of) == ["all", "s1", "s2", "s3", "lm-a layer 8", "lm-a layer 20", *[" ".join(
+        (lm, site, f"layer {layer}")) for lm, site, layer in SIX]]  # fmt: skip
+    section = told[told.index("Mean labels of each arm:") :].split("\n\n")[0].splitlines()
+    assert len(section) == 1 + 1 + len(of)
+    for name in ("s2", "lm-a layer 20"):
+        (line,) = [row for row in section if row.startswith(name + "  ")]
+        row = of[name]
+        for mean, bounds in (("mean_arm", "arm_interval"), ("mean_reference", "reference_interval")):
+            assert f"{row[mean]:.2f}  [{row[bounds][0]:.2f}, {row[bounds][1]:.2f}]" in line
+    assert of["lm-a layer 20"]["mean_reference"] < of["lm-a layer 8"]["mean_reference"] - 0.3
+    assert told.startswith("120 ratings by 1 rater: AB")
+    effects = found["comparisons"][0]["effects_on_differences"]
+    assert effects["site"]["test"] == "Friedman" and effects["site"]["blocks"] == 20
+    assert effects["layer, lm-a"]["test"] == "Wilcoxon-Pratt" and effects["layer, lm-a"]["p"] < 0.1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("answers", [(0, 1, 2), (1,), (0, 2)])
+@pytest.mark.parametrize("kept", [2, 3, 5, 12])
+def test_one_rater_and_few_ratings_give_a_table_without_warnings(tmp_path, capsys, kept, answers):
+    key = study(n=1, cells=SIX)
+    data = exported(key, lambda v: answers[(v["layer"] + (v["arm"] == "gated")) % len(answers)])
+    data["ratings"] = data["ratings"][:kept]
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    assert main(["study", "score", str(tmp_path / "r.json"), "--key", str(tmp_path / "key.json"), "--partial"]) == 0
+    told = capsys.readouterr()
+    (row,) = [line.split() for line in told.out.splitlines() if line.startswith("all ") and "too few pairs" in line]
+    assert row[1] == str(kept // 2) and not told.err and f"{kept} ratings by 1 rater: AB" in told.out
 
 
 def test_score_names_a_file_that_is_not_json(tmp_path, capsys):

@@ -4,6 +4,7 @@ Not in the paper. A score is a result file (gsae.results, experiment "study_scor
 torch: `gsae.study.pipeline` computes what is missing.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,36 +87,49 @@ def done(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["status"] != "missing") & (rows["scored"] > 0)]
 
 
-def interval(value: list[float]) -> tuple[float, float]:
-    """90 % BCa interval of a mean over latents."""
-    return statistics.interval(np.asarray(value, float))
+def covered(rows: pd.DataFrame) -> str:
+    """The places of a table in words: "smollm2: attn_z at layers 8 and 20; mlp_out at layer 8"."""
+    models = []
+    for lm, of_lm in rows.groupby("lm"):
+        sites = []
+        for site, layers in of_lm.groupby("site")["layer"].unique().items():
+            *first, last = map(str, sorted(layers))
+            sites.append(f"{site} at layer{'s' * bool(first)} {', '.join(first)}{' and ' * bool(first)}{last}")
+        models.append(f"{lm}: {'; '.join(sites)}")
+    return ". ".join(models) or "none yet"
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 90 % interval of each score, arm and control, with how many latents had enough examples, and chance."""
-    found = [
-        {"score": r.score, "control": r.control, "arm": r.arm, "mean": r.mean, "chance": CHANCE[r.score],
-         **dict(zip(("low", "high"), interval(r.value), strict=True)), "latents": f"{r.scored:.0f} of {r.latents}"}
-        for r in done(rows).itertuples()
-    ]  # fmt: skip
+    """Mean and 90 % interval of each score, arm and control over the latents of all places, with how many latents had
+    enough examples, and chance.
+    """
+    found = []
+    for (score, control, arm), here in done(rows).groupby(["score", "control", "arm"], sort=False):
+        value = np.concatenate(here["value"].to_list()).astype(float)
+        found.append({"score": score, "control": control, "arm": arm, "mean": value.mean(), "chance": CHANCE[score],
+                      **dict(zip(("low", "high"), statistics.interval(value), strict=True)),
+                      "latents": f"{len(value)} of {here['latents'].sum()}"})  # fmt: skip
     return pd.DataFrame(found, columns=["score", "control", "arm", "mean", "low", "high", "chance", "latents"])
 
 
-def differences(rows: pd.DataFrame) -> pd.DataFrame:
+def differences(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Gated minus baseline, score by score, for the latents and for each control, with the study's own statistics.
 
     A pair is the n-th latent drawn of each arm at one place; pairs of which one side has too few examples are left out.
     The rating pages draw their own pairs of the same latents.
 
+    Args:
+        by: further columns to split by, such as `statistics.CELL`; else all places count together.
+
     Returns:
-        `score, control, pairs, gated, baseline, difference, low, high, p`: 90 % BCa interval of the mean difference
-        and p of the one-sided Wilcoxon-Pratt test. Empty where an arm is missing.
+        `score, control, *by, pairs, gated, baseline, difference, low, high, p`: 90 % BCa interval of the mean
+        difference and p of the one-sided Wilcoxon-Pratt test. Empty where an arm is missing.
     """
     arm, reference = pairs.ARMS
-    found = []
-    for (score, control), here in done(rows).groupby(["score", "control"], sort=False):
-        long = here[["arm", "lm", "site", "layer", "place", "value"]].explode(["place", "value"])
-        cells = long[["lm", "site", "layer", "place"]].astype(str).agg(" ".join, axis=1)
+    keys, found = ["score", "control", *by], []
+    for named, here in done(rows).groupby(keys, sort=False):
+        long = here[["arm", *statistics.CELL, "place", "value"]].explode(["place", "value"])
+        cells = long[[*statistics.CELL, "place"]].astype(str).agg(" ".join, axis=1)
         wide = long.assign(pair=cells, value=long["value"].astype(float)).pivot(
             index="pair", columns="arm", values="value"
         )
@@ -124,8 +138,8 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
             continue
         of = statistics.contrast(wide.assign(d=wide[arm] - wide[reference]), arm, reference)
         found.append(
-            {"score": score, "control": control, "pairs": of["pairs"], arm: of["mean_arm"],
+            {**dict(zip(keys, named, strict=True)), "pairs": of["pairs"], arm: of["mean_arm"],
              reference: of["mean_reference"], "difference": of["difference"],
              **dict(zip(("low", "high"), of["interval"], strict=True)), "p": of["p"]}
         )  # fmt: skip
-    return pd.DataFrame(found, columns=["score", "control", "pairs", arm, reference, "difference", "low", "high", "p"])
+    return pd.DataFrame(found, columns=[*keys, "pairs", arm, reference, "difference", "low", "high", "p"])

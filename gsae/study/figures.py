@@ -6,7 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gsae.figures import COLOURS, LABELS, MARKERS, styled
-from gsae.study import automated
+from gsae.figures_sites import SITES
+from gsae.study import automated, statistics
 
 NAMES = {automated.RULE: "a simple rule: balanced accuracy", automated.INTRUDER: "intruder found"}
 ROWS = {automated.NONE: "latents"}
@@ -15,7 +16,9 @@ ROWS = {automated.NONE: "latents"}
 def note(rows: pd.DataFrame, at: str) -> str:
     """Scale, sizes, and what is missing."""
     latents, tokens = automated.sizes(at)
-    text = f"scale {at}: {latents} latents an SAE, {tokens:,} tokens of text, bars 90 % BCa intervals"
+    places = len(rows.groupby(statistics.CELL))
+    text = f"scale {at}: {latents} latents an SAE, {places} place{'s' * (places != 1)}, {tokens:,} tokens of text, "
+    text += "bars 90 % BCa intervals"
     text += {"smoke": ". A test of the code, not a result"}.get(at, "")
     missing = int((rows["status"] == "missing").sum())
     return text + (f". MISSING: {missing} of {len(rows)} scores" if missing else "")
@@ -40,7 +43,8 @@ def scores(rows: pd.DataFrame, at: str) -> Figure:
                 here = (kept["score"] == name) & (kept["arm"] == arm) & (kept["control"] == control)
                 values = np.concatenate([np.empty(0), *kept[here]["value"]]).astype(float)
                 at_y = k + shift + rng.uniform(-0.07, 0.07, len(values))
-                axes.plot(values, at_y, ls="", marker=".", ms=3, alpha=0.45, color=COLOURS[arm])
+                faint = min(0.45, 40 / max(len(values), 1))  # several places: many dots
+                axes.plot(values, at_y, ls="", marker=".", ms=3, alpha=faint, color=COLOURS[arm])
                 one = means[(means["score"] == name) & (means["arm"] == arm) & (means["control"] == control)]
                 for r in one.itertuples():
                     axes.plot([r.low, r.high], [k + shift] * 2, color=COLOURS["truth"], lw=2.2, zorder=3)
@@ -50,6 +54,42 @@ def scores(rows: pd.DataFrame, at: str) -> Figure:
         axes.set(xlabel=f"{NAMES[name]} (dashed: chance)", ylim=(len(automated.CONTROLS) - 0.5, -0.6))
         axes.set_yticks(range(len(automated.CONTROLS)), [ROWS.get(c, c) for c in automated.CONTROLS])
     if shown:
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    else:
+        panels[0, 0].text(0.5, 0.5, "not yet run at this scale", ha="center", transform=panels[0, 0].transAxes)
+        panels[0, 0].set_axis_off()
+    figure.supxlabel(note(rows, at), fontsize=7.5, x=0.99, ha="right")
+    return figure
+
+
+@styled
+def places(rows: pd.DataFrame, at: str) -> Figure:
+    """Gated minus baseline at each site and layer, with 90 % intervals: of the latents and, grey, of random directions,
+    which differ between the arms in density alone.
+
+    Args:
+        rows: of `automated.table`.
+    """
+    table = automated.differences(rows, statistics.CELL)
+    shown = [s for s in NAMES if s in set(table["score"])]
+    cells = list(table.groupby(statistics.CELL).groups)
+    figure, panels = plt.subplots(1, max(len(shown), 1), figsize=(6.4, 1.5 + 0.36 * max(len(cells), 1)), squeeze=False,
+                                  sharey=True, layout="constrained")  # fmt: skip
+    kinds = ((automated.NONE, -0.13, COLOURS["gated"], "latents"), (automated.RANDOM, 0.13, COLOURS["truth"], None))
+    for axes, name in zip(panels[0], shown, strict=False):
+        for control, shift, colour, label in kinds:
+            of = table[(table["score"] == name) & (table["control"] == control)]
+            for n, r in enumerate(of.itertuples()):
+                y = cells.index((r.lm, r.site, r.layer)) + shift
+                axes.plot([r.low, r.high], [y, y], color=colour, lw=1.6)
+                axes.plot(r.difference, y, "o", color=colour, label=None if n else label or control)
+        axes.axvline(0, color=COLOURS["truth"], ls="--", lw=0.9)
+        axes.set(ylim=(len(cells) - 0.5, -0.5))
+        axes.set_xlabel(f"{NAMES[name]},\nGated minus baseline", fontsize=8.5)
+    models = {lm for lm, _, _ in cells}
+    named = [f"{SITES.get(site, site)}, layer {layer}" + f", {lm}" * (len(models) > 1) for lm, site, layer in cells]
+    if shown:
+        panels[0, 0].set_yticks(range(len(cells)), named)
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     else:
         panels[0, 0].text(0.5, 0.5, "not yet run at this scale", ha="center", transform=panels[0, 0].transAxes)

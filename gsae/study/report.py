@@ -31,6 +31,19 @@ def counts(square: list[list[int]], arm: str, reference: str) -> list[str]:
     return table([*rows, ["all", *map(str, totals), str(sum(totals))]])
 
 
+def arm_means(contrasts: Mapping[str, dict], arm: str, reference: str, level: float) -> list[str]:
+    """Each arm's mean label with its interval: all data, then by model, site, layer and cell (Figs 18, 19)."""
+    rows = [["", "pairs", arm, f"{level:.0%} BCa", reference, f"{level:.0%} BCa"]]
+    for name, r in contrasts.items():
+        rows.append([name, str(r["pairs"]), number(r["mean_arm"]), bounds(r["arm_interval"]),
+                     number(r["mean_reference"]), bounds(r["reference_interval"])])  # fmt: skip
+    return table(rows)
+
+
+def several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def tests(effects: Mapping[str, dict]) -> list[str]:
     rows = [["effect of", "test", "p", "blocks", "between"]]
     for name, e in effects.items():
@@ -54,7 +67,8 @@ def power(p: Mapping | None) -> list[str]:
 
 def text(found: Mapping) -> str:
     """The whole analysis (`statistics.analyse`) as text."""
-    lines = [f"{found['ratings']} ratings by {len(found['raters'])} raters: {', '.join(found['raters'])}"]
+    who = found["raters"]
+    lines = [f"{several(found['ratings'], 'rating')} by {several(len(who), 'rater')}: {', '.join(who)}"]
     for c in found["comparisons"]:
         arm, reference = c["arm"], c["reference"]
         lines += ["", f"== {arm} minus {reference}, labels No 0, Maybe 1, Yes 2 =="]
@@ -73,6 +87,7 @@ def text(found: Mapping) -> str:
             lines.append(
                 f"The paper, {PAPER_PAIRS} pairs: {PAPER_EFFECT:+.2f} {bounds(PAPER_BOUNDS, '+')}, p {PAPER_P:.3f}"
             )
+        lines += ["", "Mean labels of each arm:", *arm_means(c["contrasts"], arm, reference, found["level"])]
         for name in tested:
             lines += ["", f"Ratings, {name}:", *counts(c["contingency"][name], arm, reference)]
         lines += [

@@ -205,7 +205,10 @@ def compare(ratings: pd.DataFrame, arm: str, reference: str) -> dict:
         ["lm", "layer"],
         CELL,
     ):  # coarse to fine; what is all the data, or was named before, is not repeated
-        split = {" ".join(map(str, k)): rows for k, rows in d.groupby(columns)}
+        split = {
+            " ".join(f"layer {v}" if c == "layer" else str(v) for c, v in zip(columns, k, strict=True)): rows
+            for k, rows in d.groupby(columns)
+        }
         groups |= {k: rows for k, rows in split.items() if len(split) > 1 and k not in groups}
     rows = {name: contrast(rows, arm, reference, name in tested) for name, rows in groups.items()}
     tables = {name: contingency(rows, arm, reference) for name, rows in groups.items()}
