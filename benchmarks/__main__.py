@@ -65,8 +65,9 @@ def peer_cases(quick: bool) -> list[Case]:
 
 def profiled(cases: Iterable[Case]) -> list[Case]:
     """Those whose step is taken apart: one gated SAE, at the reference's M and at 16,384, dense and at L0 64."""
-    return [c for c in cases if (c.library, c.arch, c.K, c.n, c.batch) == ("gsae", "gated", 1, 576, 2048)
-            and c.M in (REFERENCE[1], 16_384) and c.setting in ("bf16", "sparse, L0 64")]  # fmt: skip
+    n, M, batch = REFERENCE
+    return [c for c in cases if (c.library, c.arch, c.K, c.n, c.batch) == ("gsae", "gated", 1, n, batch)
+            and c.M in (M, 16_384) and c.setting in ("bf16", "sparse, L0 64")]  # fmt: skip
 
 
 def attempt(failed: dict[str, str], name: str, call: Callable):

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from gsae.figures import COLOURS, LABELS, MARKERS, styled
 from gsae.figures_sites import SITES
-from gsae.study import automated, statistics
+from gsae.study import automated, report, statistics
 
 NAMES = {automated.RULE: "a simple rule: balanced accuracy", automated.INTRUDER: "intruder found"}
 ROWS = {automated.NONE: "latents"}
@@ -16,12 +16,23 @@ ROWS = {automated.NONE: "latents"}
 def note(rows: pd.DataFrame, at: str) -> str:
     """Scale, sizes, and what is missing."""
     latents, tokens = automated.sizes(at)
-    places = len(rows.groupby(statistics.CELL))
-    text = f"scale {at}: {latents} latents an SAE, {places} place{'s' * (places != 1)}, {tokens:,} tokens of text, "
+    places = report.several(len(rows.groupby(statistics.CELL)), "place")
+    text = f"scale {at}: {latents} latents an SAE, {places}, {tokens:,} tokens of text, "
     text += "bars 90 % BCa intervals"
     text += {"smoke": ". A test of the code, not a result"}.get(at, "")
     missing = int((rows["status"] == "missing").sum())
     return text + (f". MISSING: {missing} of {len(rows)} scores" if missing else "")
+
+
+def finished(figure: Figure, first: plt.Axes, rows: pd.DataFrame, at: str) -> Figure:
+    """The figure with its note and, above, the legend of its first panel; or, where that is empty, with the reason."""
+    if first.lines:
+        figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    else:
+        first.text(0.5, 0.5, "not yet run at this scale", ha="center", transform=first.transAxes)
+        first.set_axis_off()
+    figure.supxlabel(note(rows, at), fontsize=7.5, x=0.99, ha="right")
+    return figure
 
 
 @styled
@@ -53,13 +64,7 @@ def scores(rows: pd.DataFrame, at: str) -> Figure:
         axes.axvline(automated.CHANCE[name], color=COLOURS["truth"], ls="--", lw=0.9)
         axes.set(xlabel=f"{NAMES[name]} (dashed: chance)", ylim=(len(automated.CONTROLS) - 0.5, -0.6))
         axes.set_yticks(range(len(automated.CONTROLS)), [ROWS.get(c, c) for c in automated.CONTROLS])
-    if shown:
-        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    else:
-        panels[0, 0].text(0.5, 0.5, "not yet run at this scale", ha="center", transform=panels[0, 0].transAxes)
-        panels[0, 0].set_axis_off()
-    figure.supxlabel(note(rows, at), fontsize=7.5, x=0.99, ha="right")
-    return figure
+    return finished(figure, panels[0, 0], rows, at)
 
 
 @styled
@@ -90,9 +95,4 @@ def places(rows: pd.DataFrame, at: str) -> Figure:
     named = [f"{SITES.get(site, site)}, layer {layer}" + f", {lm}" * (len(models) > 1) for lm, site, layer in cells]
     if shown:
         panels[0, 0].set_yticks(range(len(cells)), named)
-        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    else:
-        panels[0, 0].text(0.5, 0.5, "not yet run at this scale", ha="center", transform=panels[0, 0].transAxes)
-        panels[0, 0].set_axis_off()
-    figure.supxlabel(note(rows, at), fontsize=7.5, x=0.99, ha="right")
-    return figure
+    return finished(figure, panels[0, 0], rows, at)

@@ -104,9 +104,8 @@ def lacking(saes: Sequence[SAE], arms: Sequence[str], target: float, tolerance: 
     first = min(of[arms[0]], key=lambda s: far(s, target), default=None)
     if first is None or far(first, target) > math.log(WINDOW) - math.log(1 + tolerance) / 2:
         return target, list(arms)
-    apart = math.log(1 + tolerance) / (
-        len(arms) - 1
-    )  # of the first, so that all are within the tolerance of each other
+    # Of the first one, so that all are within the tolerance of each other.
+    apart = math.log(1 + tolerance) / (len(arms) - 1)
     return first.l0, [arm for arm in arms[1:] if all(far(s, first.l0) > apart for s in of[arm])]
 
 
