@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import shutil
 import time
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import BFloat16, Float32
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -41,9 +42,11 @@ class Store:
         self.scale, self.top_share = meta["scale"], meta["top_share"]
         self.mean = torch.tensor(meta["mean"])
         self.checked = disk.Checked(folder / DATA, meta.get("checksums", {}), StoreError, AGAIN.format(folder))
-        self.data = torch.from_file(
-            str(folder / DATA), shared=False, size=self.rows * self.n, dtype=torch.bfloat16
-        ).view(self.rows, self.n)
+
+    @property
+    def data(self) -> BFloat16[Tensor, "rows n"]:
+        """All stored rows, read anew at each use, not checked."""
+        return _read(self.folder, self.n, 0, self.rows)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Store":
@@ -86,8 +89,16 @@ class Store:
         return rows.float() * self.scale
 
     def _rows(self, start: int, stop: int) -> Tensor:
-        self.checked.check(start * self.n * 2, min(stop, self.rows) * self.n * 2)
-        return self.data[start:stop]
+        stop = min(stop, self.rows)
+        self.checked.check(start * self.n * 2, stop * self.n * 2)
+        return _read(self.folder, self.n, start, stop)
+
+
+def _read(folder: Path, n: int, start: int, stop: int) -> BFloat16[Tensor, "rows n"]:
+    """Rows of a store's data file. Read, not mapped: pages of a map would count as memory of the process, and a run
+    touches all of them."""
+    rows = np.fromfile(folder / DATA, np.uint16, (stop - start) * n, offset=2 * start * n)
+    return torch.from_numpy(rows).view(torch.bfloat16).view(-1, n)
 
 
 @lru_cache(maxsize=16)
@@ -183,6 +194,8 @@ def _collect(
                     "load the model in float32, or look at that block"
                 )
             tables[key][here] = x.flatten(0, 1).cpu().view(torch.uint16).numpy()
+            if hasattr(mmap, "MADV_DONTNEED"):  # pages written to, all of the file's in the end, are the system's
+                tables[key]._mmap.madvise(mmap.MADV_DONTNEED)
         bar.update(len(here))
         if stop == span[1] or time.monotonic() - flushed > FLUSH_SECONDS:
             for key, path in folders.items():
@@ -218,8 +231,8 @@ def _forget(folder: Path) -> None:
 def _finish(folder: Path, n: int, source: dict) -> None:
     """Measure the whole store and write meta.json, which makes it complete."""
     rows = source["rows"]
-    data = torch.from_file(str(folder / DATA), shared=False, size=rows * n, dtype=torch.bfloat16).view(rows, n)
-    meta = {"n": n, "rows": rows, **measure(data.split(8192), source["site"], source["layer"])}
+    parts = (_read(folder, n, start, min(start + 8192, rows)) for start in range(0, rows, 8192))
+    meta = {"n": n, "rows": rows, **measure(parts, source["site"], source["layer"])}
     meta |= {"complete": True, "source": source, "checksums": disk.checksums(folder / DATA)}
     disk.write_json(folder / META, {**meta, "digest": disk.digest(meta)})
     _forget(folder)

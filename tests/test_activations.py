@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -103,6 +104,26 @@ def test_top_share_is_that_of_the_largest_thousandth(tmp_path):
     store = activations.Store.open(tmp_path)
     assert store.top_share == pytest.approx(float(norms.sort(descending=True).values[:2].sum() / norms.sum()), rel=1e-4)
     assert store.scale == pytest.approx(float(norms.mean() ** -0.5), rel=1e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's account of a process's memory")
+def test_memory_does_not_grow_with_the_rows_read_or_harvested(model, tmp_path):
+    def resident() -> int:  # bytes of stores that count as this process's memory
+        areas = Path("/proc/self/smaps").read_text().partition(str(tmp_path))[2].split(str(tmp_path))
+        return sum(int(area.split("Rss:")[1].split()[0]) * 1024 for area in areas if "Rss:" in area)
+
+    n, rows = 512, 2**12
+    (tmp_path / activations.DATA).write_bytes(np.ones(rows * n, np.uint16).tobytes())
+    activations._finish(tmp_path, n, {"rows": rows, "site": "mlp_out", "layer": 0})
+    store = activations.Store.open(tmp_path)
+    read = [store.batch(step, 256, seed=0) for step in range(rows // 256)]
+    assert resident() < rows * n / 8 and len(torch.cat(read)) == rows
+
+    ids = np.zeros((2**13, T), np.int32).tolist()
+    blocks, seen = Dataset.from_dict({"tokens": ids}).with_format("numpy"), []
+    wide = Wrapped(model, lambda tokens, found: seen.append(resident()))
+    store = harvest(wide, blocks, tmp_path, [("mlp_neurons", 1)], tokens=6 * len(ids), batch=256)["mlp_neurons", 1]
+    assert max(seen) < store.rows * D_MLP * 2 / 4
 
 
 def test_position_0_is_left_out_unless_asked_for(blocks, tmp_path):
