@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
-from gsae.runs import RECIPES, SITES, Run, grid, log_spaced, manifest, sources
+from gsae.runs import RECIPES, SITES, Run, grid, log_spaced, manifest, rounded, sources
 
 __all__ = [
-    "EXPERIMENTS", "RECIPES", "SCALES", "SITES", "Run", "asdict", "grid", "log_spaced", "manifest", "runs", "scale",
-    "sources",
+    "EXPERIMENTS", "RECIPES", "SCALES", "SITES", "Run", "asdict", "grid", "log_spaced", "manifest", "rounded", "runs",
+    "scale", "sources",
 ]  # fmt: skip
 
 SCALES = ("smoke", "cpu", "gpu", "paper")
@@ -50,7 +50,7 @@ def wider(run: Run) -> Run:
 
 def both(runs: Sequence[Run], share: float = 1.0) -> list[Run]:
     """Each run and its 1.5 times wider baseline, at `share` of its lambda."""
-    return [*runs, *(replace(wider(run), lam=float(f"{share * run.lam:.3g}")) for run in runs)]
+    return [*runs, *(replace(wider(run), lam=rounded(share * run.lam)) for run in runs)]
 
 
 def base(scale: str) -> Run:
@@ -165,7 +165,7 @@ STUDY_LAMBDAS = {
     ("resid_post", 8): (0.0882, 0.06),
     ("mlp_out", 20): (0.155, 0.129),
     ("attn_z", 20): (0.155, 0.131),
-    ("resid_post", 20): (0.06, 0.0277),
+    ("resid_post", 20): (0.06, 0.0438),
 }
 # Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
 LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.1, 0.8, 6)}
