@@ -114,6 +114,11 @@ def grid(base: Run, **axes: Iterable) -> list[Run]:
     return [replace(base, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
 
 
+def rounded(lam: float) -> float:
+    """Three significant digits, as all lambdas that are computed have: a run's id hashes every digit."""
+    return float(f"{lam:.3g}")
+
+
 def log_spaced(low: float, high: float, count: int) -> list[float]:
-    """`count` values from `low` to `high`, equal ratios, three significant digits."""
-    return [float(f"{low * (high / low) ** (i / (count - 1)):.3g}") for i in range(count)]
+    """`count` values from `low` to `high`, equal ratios, `rounded`."""
+    return [rounded(low * (high / low) ** (i / (count - 1))) for i in range(count)]

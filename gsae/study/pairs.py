@@ -71,14 +71,14 @@ def lam_at(saes: Sequence[SAE], l0: float, reach: float = 1.0) -> float:
     points = sorted((math.log(s.l0), math.log(s.lam)) for s in saes if s.lam and s.l0 > 0)
     x = math.log(l0)
     if points and points[0][0] <= x <= points[-1][0]:
-        return float(f"{math.exp(np.interp(x, *zip(*points, strict=True))):.3g}")
+        return experiments.rounded(math.exp(np.interp(x, *zip(*points, strict=True))))
     if len(points) < 2:
         return math.nan
     (x0, y0), (x1, y1) = points[:2] if x < points[0][0] else points[:-3:-1]
     if x0 == x1:
         return math.nan
     beyond = (x - x0) * (y1 - y0) / (x1 - x0)
-    return float(f"{math.exp(y0 + beyond):.3g}") if abs(beyond) <= math.log(reach) else math.nan
+    return experiments.rounded(math.exp(y0 + beyond)) if abs(beyond) <= math.log(reach) else math.nan
 
 
 def place(cell: Cell) -> str:
