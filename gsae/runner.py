@@ -47,13 +47,13 @@ def checkpoint_of(plan: Plan, run: Run) -> Path:
     return cache_dir() / "checkpoints" / f"{'-'.join(parts)}.safetensors"
 
 
-def compositions(left: list[Run], site: Site, ranks: Alone = ALONE) -> list[list[Run]]:
+def compositions(left: list[Run], site: Site, at: str, ranks: Alone = ALONE) -> list[list[Run]]:
     """How the runs left of one stack train: those of a checkpoint in the stack that was saved, the others together, or,
     where a GPU does not hold as many, in the parts of `gsae plan`.
 
     A stack is resumed as it was, with the runs that were finished meanwhile (their evidence is not written again):
     resampling draws by a run's place, and steps already made are not made twice. A checkpoint of finished runs alone
-    is of no more use, and deleted.
+    is of no more use, and deleted; one of runs that are not asked for now is kept for when they are.
     """
     stacks, rest, saved = [], list(left), []
     pattern = checkpoint_of(plan_of(left, site), left[0]).name.split("-")[0]
@@ -65,15 +65,13 @@ def compositions(left: list[Run], site: Site, ranks: Alone = ALONE) -> list[list
         if set(runs) & set(rest):
             stacks.append(runs)
             rest = [r for r in rest if r not in runs]
-        elif ranks.first:
+        elif ranks.first and all(evidence.find(r.id, at) for r in runs):
             print(f"{path.name} holds finished runs alone: deleted", file=sys.stderr)
             path.unlink()
     return stacks + ([list(part.runs) for part in site.parts(rest)] if rest else [])
 
 
-def train_stack(
-    runs: list[Run], site: Site, experiment: str, at: str, force: bool = False, ranks: Alone = ALONE
-) -> None:
+def train_stack(runs: list[Run], site: Site, home: str, at: str, force: bool = False, ranks: Alone = ALONE) -> None:
     """Train runs that differ in lambda alone, evaluate each that has no evidence yet and write it at once.
 
     With `ranks`, all train the stack together, and each evaluates its share of the SAEs.
@@ -94,7 +92,7 @@ def train_stack(
             "schema": 1,
             "recipe": experiments.RECIPES[one.arch],
             "id": one.id,
-            "experiment": experiment,
+            "experiment": experiments.home(one, at, home),
             "scale": at,
             "run": experiments.asdict(one),
             "metrics": values,
@@ -219,7 +217,7 @@ def train_site(site: Site, stacks: list[list[Run]], at: str, force: bool, ranks:
                     continue
                 new = ranks.agree([evidence.find(r.id, at) is None for r in stack])
                 if left := [r for r, is_new in zip(stack, new, strict=True) if is_new]:
-                    for runs in compositions(left, site, ranks):
+                    for runs in compositions(left, site, at, ranks):
                         site.make_room(runs)
-                        train_stack(runs, site, experiments.home(runs[0], at, home), at, force, ranks)
+                        train_stack(runs, site, home, at, force, ranks)
         stacks = busy

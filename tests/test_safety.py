@@ -422,6 +422,24 @@ def test_a_checkpoint_of_finished_runs_alone_is_deleted(world, undisturbed, monk
     assert f"{old.name} holds finished runs alone: deleted" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_unfinished_runs_is_kept_while_others_train(world, undisturbed, monkeypatch, fits, capsys):
+    stopped_at(monkeypatch, 20)
+    here = world("here")
+    runner.run(grid(BASE, lam=[0.7]), "smoke")
+    assert fits[-1] == ((0.7,), 0) and len(list(here.glob("checkpoints/*"))) == 1
+    runner.run(RUNS, "smoke")
+    assert fits[-1][0] == tuple(LAMS) and fits[-1][1] >= 18
+    assert {k: v for k, v in files(here).items() if k in files(undisturbed)} == files(undisturbed)
+    assert not list(here.glob("checkpoints/*")) and "deleted" not in capsys.readouterr().err
+
+
+def test_runs_of_one_stack_are_stored_where_each_belongs(world, monkeypatch):
+    monkeypatch.setitem(runner.experiments.EXPERIMENTS, "few", lambda at: RUNS[1:])
+    runner.run(RUNS, "smoke", home="mine")
+    homes = {path.stem: path.parent.name for path in world("here").glob("evidence/smoke/*/*.json")}
+    assert homes == dict(zip((r.id for r in RUNS), ("mine", "few", "few"), strict=True))
+
+
 # ---- Sweeps too large for a GPU -------------------------------------------------------------------------------------
 
 
