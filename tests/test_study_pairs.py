@@ -19,8 +19,8 @@ from gsae.study.pairs import SAE, StudyError
 PLACE = ("lm-a", "mlp_out", 8)
 
 
-def sae(arm, l0, lam=None, cell=PLACE, group=None):
-    return SAE(f"{arm}-{l0}-{lam}", arm, cell, float(l0), lam, group)
+def sae(arm, l0, lam=None, cell=PLACE, group=None, lr=None):
+    return SAE(f"{arm}-{l0}-{lam}", arm, cell, float(l0), lam, group, lr=lr)
 
 
 def test_the_made_up_files_are_valid(tmp_path):
@@ -85,7 +85,7 @@ class World:
 
     def train(self, steps):
         self.asked.append([(s.like.arm, s.like.cell) for s in steps])
-        self.saes += [sae(s.like.arm, self.curves[s.like.arm](s.lam), s.lam, s.like.cell, s.like.group) for s in steps]
+        self.saes += [replace(s.like, l0=self.curves[s.like.arm](s.lam), lam=s.lam) for s in steps]
 
     def complete(self, **options):
         return lambdas.complete(lambda: self.saes, self.train, tell=self.told.append, **options)
@@ -167,6 +167,33 @@ def test_a_grid_is_left_by_a_little_only():
     assert not world.asked and "no lambda for L0 60.0 can be told" in problem and "0.1 to 0.9" in problem
 
 
+def test_nothing_is_extrapolated_along_noise():
+    noisy = [sae("baseline", l0, lam) for l0, lam in ((30, 0.1), (32, 0.105), (16, 0.21))]
+    assert pairs.lam_at(noisy, 64.0, 2.5) == 0.0525  # by the first and the last of them
+    assert math.isnan(pairs.lam_at(noisy[:2], 64.0, 2.5)) and math.isnan(pairs.lam_at(noisy[:2], 28.0, 2.5))
+
+
+def test_lambda_follows_from_the_learning_rate_of_most_runs():
+    world = World((0.02, 0.116, 0.4))
+    world.saes = [replace(s, lr=1e-3) for s in world.saes]
+    gated = next(s.l0 for s in world.saes if (s.arm, s.lam) == ("gated", 0.116))
+    # Of a sweep of rates: at lambda 0.1 others have the L0 that the baseline is to have, and more.
+    world.saes = [sae("baseline", l0, 0.1, lr=lr) for l0, lr in ((gated, 3e-4), (gated + 2, 7.5e-4))] + world.saes
+    world.saes += [sae("gated", 50, 0.116, lr=3e-4)]
+    found, problems = world.complete()
+    assert not problems and {s.lr for s in found[PLACE]} == {1e-3} and "baseline" in world.arms()
+    assert {s.lr for s in world.saes if s.lam not in (0.02, 0.1, 0.116, 0.4)} == {1e-3}
+
+
+def test_what_a_place_lacks_is_sought_where_both_arms_are():
+    alone = [sae("gated", 40 + 5 * i, 0.1 + i / 100, group="seed 0") for i in range(6)]
+    world = World((0.02, 0.116, 0.4))
+    world.saes = alone + [replace(s, group="seed 1") for s in world.saes[:6]]
+    assert [g[0].group for g in pairs.places(world.saes)[PLACE]] == ["seed 1", "seed 0"]
+    found, problems = world.complete()
+    assert not problems and {s.group for s in found[PLACE]} == {"seed 1"}
+
+
 def test_seeds_and_settings_are_not_mixed():
     saes = [sae("gated", 50, group="seed 0"), sae("baseline", 50, group="seed 1")]
     assert not pairs.match(saes)[0]
@@ -181,15 +208,15 @@ def test_three_arms():
     assert max(l0) / min(l0) <= 1.1
 
 
-def recorded(run, l0):
+def recorded(run, l0, at="smoke"):
     sums = {k: np.ones(128) for k in (*metrics.ACTIVATION_SUMS, *metrics.CE_SUMS)} | {"l0": np.full(128, l0)}
     sums |= {"ce_zero": np.full(128, 3.0), "ce_mean": np.full(128, 3.0)}
     evidence.write({
-        "schema": 1, "recipe": 1, "id": run.id, "experiment": "pilot", "scale": "smoke", "run": dataclasses.asdict(run),
+        "schema": 1, "recipe": 1, "id": run.id, "experiment": "pilot", "scale": at, "run": dataclasses.asdict(run),
         "metrics": stats.ratios(sums) | {"dead_fraction": 0.0}, "sums": {k: v.tolist() for k, v in sums.items()},
         "curve": {"columns": [], "rows": []}, "density": {"edges": [-1.0, 0.0], "counts": [1], "dead": 0},
         "provenance": evidence.provenance("cpu", 1.0, *experiments.sources(run.lm, run.context)),
-    })  # fmt: skip
+    }, force=True)  # fmt: skip
 
 
 @pytest.fixture
@@ -214,29 +241,59 @@ def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
 
 
 def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch):
-    gated = experiments.Run(lam=0.1)
+    gated, command = experiments.Run(lam=0.1), ["study", "pairs", "--scale", "cpu", "--experiment", "few", "--train"]
     grid = [replace(experiments.wider(gated), lam=lam) for lam in (0.05, 0.3)]
     for run, l0 in ((gated, 51), (grid[0], 160), (grid[1], 14)):
-        recorded(run, l0)
-    recorded(replace(gated, layer=20, lam=0.3), 10)  # another place, of another experiment
+        recorded(run, l0, "cpu")
+    recorded(replace(gated, layer=20, lam=0.3), 10, "cpu")  # another place, of another experiment
+    recorded(replace(gated, seed=1), 50, "cpu")
     asked = []
 
     def train(runs, scale, force, home):
         asked.extend(runs)
-        assert scale == "smoke" and not force and home == "study"
+        assert scale == "cpu" and not force and home == "study"
         for run in runs:
-            recorded(run, 53)
+            recorded(run, 53, "cpu")
 
     monkeypatch.setattr("gsae.run", train)
     monkeypatch.setitem(experiments.EXPERIMENTS, "few", lambda scale: [gated, *grid])
-    assert main(["study", "pairs", "--scale", "smoke", "--experiment", "few", "--train"]) == 0
+    assert main(command) == 0
     (run,) = asked
     assert run == replace(grid[0], lam=run.lam) and 0.1 < run.lam < 0.15
     told = capsys.readouterr()
     assert run.id in told.out and f'    ("mlp_out", 8): (0.1, {run.lam:g}),' in told.out
     assert f"baseline at lambda {run.lam:g}, for L0 51.0: training" in told.err and "has L0 53.0" in told.err
     # What was found is in no experiment, and counts all the same.
-    assert main(["study", "pairs", "--scale", "smoke", "--experiment", "few", "--train"]) == 0 and len(asked) == 1
+    assert main(command) == 0 and len(asked) == 1 and "STUDY_LAMBDAS" in capsys.readouterr().out
+    # Lambdas of other tokens are not the study's.
+    for run in (gated, asked[0]):
+        recorded(replace(run, tokens=9_999, layer=8, site="attn_z"), 50, "cpu")
+    assert main([*command[:4], "--train"]) == 1 and "attn_z" not in capsys.readouterr().out.split("STUDY_LAMBDAS")[1]
+
+
+def test_a_named_place_without_any_run_is_told(own_record, capsys, monkeypatch):
+    gated = experiments.Run(lam=0.1)
+    pair = [gated, experiments.wider(gated)]
+    monkeypatch.setitem(experiments.EXPERIMENTS, "few", lambda scale: [*pair, replace(gated, layer=20)])
+    for run in pair:
+        recorded(run, 50)
+    assert main(["study", "pairs", "--scale", "smoke"]) == 0 and "layer 20" not in capsys.readouterr().out
+    assert main(["study", "pairs", "--scale", "smoke", "--experiment", "few"]) == 1
+    assert "smollm2 mlp_out layer 20: no run of few is on record at smoke" in capsys.readouterr().out
+
+
+def test_a_damaged_run_file_is_named(own_record, capsys):
+    recorded(run := experiments.Run(), 50)
+    evidence.find(run.id, "smoke").write_text("")
+    assert main(["study", "pairs", "--scale", "smoke"]) == 1 and f"{run.id}.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--l0", "--tolerance"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan"])
+def test_l0_and_tolerance_are_positive(option, value, capsys):
+    with pytest.raises(SystemExit):
+        main(["study", "pairs", option, value])
+    assert f"{option}: {value} is not above 0" in capsys.readouterr().err
 
 
 def test_collected_files_take_arm_and_l0_from_the_record(own_record, tmp_path):

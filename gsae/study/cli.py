@@ -6,11 +6,18 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from gsae import disk, experiments
 
 SD = 1.0  # of paired differences in the paper, from its interval: what a study is planned with
+
+
+def positive(text: str) -> float:
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return float(text)
 
 
 def add(commands: argparse._SubParsersAction, scaled: argparse.ArgumentParser) -> None:
@@ -20,8 +27,8 @@ def add(commands: argparse._SubParsersAction, scaled: argparse.ArgumentParser) -
     matched = argparse.ArgumentParser(add_help=False, parents=[scaled])
     matched.add_argument("--arms", nargs="+", default=["gated", "baseline"], metavar="ARM",
                          help="what is compared; the last is the reference (default: gated baseline)")  # fmt: skip
-    matched.add_argument("--l0", type=float, default=50.0, help="L0 aimed at (default: 50)")
-    matched.add_argument("--tolerance", type=float, default=0.1,
+    matched.add_argument("--l0", type=positive, default=50.0, help="L0 aimed at (default: 50)")
+    matched.add_argument("--tolerance", type=positive, default=0.1,
                          help="how far apart the arms' L0 may be (default: 0.1)")  # fmt: skip
     matched.add_argument(
         "--experiment", action="append", help="only its runs on record (may be repeated; default: all)"
@@ -72,11 +79,11 @@ def add(commands: argparse._SubParsersAction, scaled: argparse.ArgumentParser) -
 def pairs_on_record(args: argparse.Namespace, scale: str) -> int:
     from gsae.study import lambdas, pairs
 
-    how = (args.arms, args.l0, args.tolerance)
-    if args.train:
-        found, problems = lambdas.from_record(scale, args.experiment, *how, args.force)
-    else:
-        found, problems = pairs.match(pairs.recorded(scale, args.experiment), *how)
+    how, here = (args.arms, args.l0, args.tolerance), pairs.recorded(scale, args.experiment)
+    named = {(r.lm, r.site, r.layer) for name in args.experiment or () for r in experiments.runs(name, scale)}
+    found, problems = lambdas.from_record(scale, here, *how, args.force) if args.train else pairs.match(here, *how)
+    problems += [f"{pairs.place(cell)}: no run of {' or '.join(args.experiment)} is on record at {scale}"
+                 for cell in sorted(named - set(pairs.places(here, args.arms)))]  # fmt: skip
     for cell, saes in found.items():
         print(f"{pairs.place(cell)}: "
               + ", ".join(f"{s.arm} {s.run} (L0 {s.l0:.1f}, lambda {s.lam:g})" for s in saes))  # fmt: skip
@@ -84,9 +91,12 @@ def pairs_on_record(args: argparse.Namespace, scale: str) -> int:
         print(problem)
     if not found and not problems:
         print(f"no run is on record at {scale}")
-    if args.train and found:
-        print(f"\nsite, layer: lambda of {', '.join(args.arms)}, as in gsae.experiments.STUDY_LAMBDAS")
-        for (_, site, layer), saes in found.items():
+    run = experiments.Run(**experiments.SETTINGS["cpu"])
+    study = [((site, layer), saes) for (_, site, layer), saes in found.items()
+             if saes[0].group == pairs.group_of(replace(run, site=site, layer=layer))]  # fmt: skip
+    if args.train and study and (scale, tuple(args.arms)) == ("cpu", pairs.ARMS):
+        print("\nfor gsae.experiments.STUDY_LAMBDAS, which makes them the runs of `gsae run study`")
+        for (site, layer), saes in study:
             print(f'    ("{site}", {layer}): ({", ".join(f"{s.lam:g}" for s in saes)}),')
     return 0 if found and not problems else 1
 

@@ -45,11 +45,11 @@ def after(
         if done[arm] >= ATTEMPTS:
             return [], f"Given up: {arm} was trained {ATTEMPTS} times"
         if lam != lam:
-            return [], (f"Not trained: from the {arm} SAEs on record no lambda for L0 {l0:.1f} can be told; two on "
-                        f"record and at most a factor of {REACH:g} beyond them are needed")  # fmt: skip
+            return [], (f"Not trained: from the {arm} SAEs on record no lambda for L0 {l0:.1f} can be told: it takes "
+                        f"two, L0 falling as lambda rises, and at most a factor of {REACH:g} beyond them")  # fmt: skip
         if same:
             return [], f"Given up: {arm} at lambda {lam:g} is on record with L0 {same.l0:.1f}, not {l0:.1f}"
-        steps.append(Step(min(own, key=lambda s: abs(s.lam - lam)), lam, l0))
+        steps.append(Step(own[0], lam, l0))
     return steps, ""
 
 
@@ -89,21 +89,21 @@ def complete(
             tell(f"{step}, for L0 {step.l0:.1f}: training")
             tried[step.like.cell][step.like.arm] += 1
         train(steps)
-        on_record = {(s.cell, s.group, s.arm, s.lam): s.l0 for s in read()}
+        on_record = {(s.cell, s.group, s.arm, s.lr, s.lam): s.l0 for s in read()}
         for step in steps:
-            l0 = on_record.get((step.like.cell, step.like.group, step.like.arm, step.lam))
+            l0 = on_record.get((step.like.cell, step.like.group, step.like.arm, step.like.lr, step.lam))
             if l0 is None:
                 raise pairs.StudyError(f"{step} is not on record after training: is GSAE_TRAIN set to never?")
             tell(f"{step} has L0 {l0:.1f}")
 
 
 def from_record(
-    scale: str, names: Sequence[str] | None, arms: Sequence[str], target: float, tolerance: float, force: bool = False
+    scale: str, among: Sequence[pairs.SAE], arms: Sequence[str], target: float, tolerance: float, force: bool = False
 ) -> tuple[dict[pairs.Cell, list[pairs.SAE]], list[str]]:
-    """`complete` by `gsae.run`, at the places of the named experiments (all: None), from all runs on record there."""
+    """`complete` by `gsae.run`, at the places of some SAEs on record, from all runs on record there."""
     import gsae
 
-    wanted = {(s.cell, s.group) for s in pairs.recorded(scale, names)}
+    wanted = {(s.cell, s.group) for s in among}
 
     def train(steps: list[Step]) -> None:
         made = [(experiments.Run.of(evidence.read(Path(s.like.file))["run"]), s.lam) for s in steps]

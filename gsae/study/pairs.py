@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gsae import evidence, experiments
+from gsae import evidence, experiments, results
 from gsae.study import data
 from gsae.study.ratings import SCHEMA
 
@@ -36,6 +37,7 @@ class SAE:
     group: Hashable = None
     latents: tuple[dict, ...] = field(default=(), repr=False, compare=False)
     file: str = ""
+    lr: float | None = None
 
 
 def group_of(run: experiments.Run) -> Hashable:
@@ -53,20 +55,21 @@ def recorded(scale: str, names: Iterable[str] | None = None) -> list[SAE]:
         files = sorted({evidence.root(scale) / f for table in tables if len(table) for f in table["file"]})
     found = []
     for file in files:
-        if "run" not in json.loads(file.read_text()):  # a result file, computed from runs
+        if f'"kind": "{results.KIND}"' in file.read_text():  # computed from runs
             continue
         record = evidence.read(file)
         run = experiments.Run.of(record["run"])
         if run.switches in ({}, experiments.Run().switches):
             found.append(SAE(record["id"], run.arch, (run.lm, run.site, run.layer), record["metrics"]["l0"], run.lam,
-                             group_of(run), file=str(file)))  # fmt: skip
+                             group_of(run), file=str(file), lr=run.lr))  # fmt: skip
     return found
 
 
 def lam_at(saes: Sequence[SAE], l0: float, reach: float = 1.0) -> float:
     """Lambda that gives an L0: log lambda linear in log L0 between neighbours.
 
-    Beyond the ends the line of the two outermost, by at most a factor of `reach` in lambda; else NaN.
+    Beyond the ends the line through the outermost and the next one by which L0 falls as lambda rises, by at most a
+    factor of `reach` in lambda; else NaN.
     """
     points = sorted((math.log(s.l0), math.log(s.lam)) for s in saes if s.lam and s.l0 > 0)
     x = math.log(l0)
@@ -74,10 +77,9 @@ def lam_at(saes: Sequence[SAE], l0: float, reach: float = 1.0) -> float:
         return experiments.rounded(math.exp(np.interp(x, *zip(*points, strict=True))))
     if len(points) < 2:
         return math.nan
-    (x0, y0), (x1, y1) = points[:2] if x < points[0][0] else points[:-3:-1]
-    if x0 == x1:
-        return math.nan
-    beyond = (x - x0) * (y1 - y0) / (x1 - x0)
+    (x0, y0), *others = points if x < points[0][0] else points[::-1]
+    slopes = ((y1 - y0) / (x1 - x0) for x1, y1 in others if x1 != x0)
+    beyond = (x - x0) * next((slope for slope in slopes if slope < 0), math.nan)  # a rising one is noise
     return experiments.rounded(math.exp(y0 + beyond)) if abs(beyond) <= math.log(reach) else math.nan
 
 
@@ -86,11 +88,23 @@ def place(cell: Cell) -> str:
 
 
 def places(saes: Iterable[SAE], arms: Sequence[str] = ARMS) -> dict[Cell, list[list[SAE]]]:
-    """Place -> its SAEs of these arms, those of one group together, the largest group first; places in their order."""
+    """Place -> its SAEs of these arms, those of one group together; places in their order.
+
+    First the group that has most SAEs of the arm it has fewest of, then the largest. Of an arm's learning rates that of
+    most alone: L0 follows from lambda at one rate, and what was tried beside it is nobody's partner.
+    """
     found: dict[Cell, dict[Hashable, list[SAE]]] = {}
     for s in sorted((s for s in saes if s.arm in arms and s.l0 > 0), key=lambda s: s.cell):
         found.setdefault(s.cell, {}).setdefault(s.group, []).append(s)
-    return {cell: sorted(groups.values(), key=len, reverse=True) for cell, groups in found.items()}
+
+    def usual(group: list[SAE]) -> list[SAE]:
+        rate = dict(pair for pair, _ in reversed(Counter((s.arm, s.lr) for s in group).most_common()))
+        return [s for s in group if s.lr == rate[s.arm]]
+
+    def size(group: list[SAE]) -> tuple[int, int]:
+        return min(sum(s.arm == arm for s in group) for arm in arms), len(group)
+
+    return {cell: sorted(map(usual, groups.values()), key=size, reverse=True) for cell, groups in found.items()}
 
 
 def lacking(saes: Sequence[SAE], arms: Sequence[str], target: float, tolerance: float) -> tuple[float, list[str]]:
