@@ -171,6 +171,7 @@ def test_nothing_is_extrapolated_along_noise():
     noisy = [sae("baseline", l0, lam) for l0, lam in ((30, 0.1), (32, 0.105), (16, 0.21))]
     assert pairs.lam_at(noisy, 64.0, 2.5) == 0.0525  # by the first and the last of them
     assert math.isnan(pairs.lam_at(noisy[:2], 64.0, 2.5)) and math.isnan(pairs.lam_at(noisy[:2], 28.0, 2.5))
+    assert math.isnan(pairs.lam_at([sae("baseline", 30, 0.1), sae("baseline", 30, 0.11)], 40.0, 2.5))
 
 
 def test_lambda_follows_from_the_learning_rate_of_most_runs():
@@ -198,6 +199,13 @@ def test_seeds_and_settings_are_not_mixed():
     saes = [sae("gated", 50, group="seed 0"), sae("baseline", 50, group="seed 1")]
     assert not pairs.match(saes)[0]
     assert pairs.match([*saes, sae("baseline", 52, group="seed 0")])[0][PLACE][1].l0 == 52
+    large = [sae(arm, l0, group="seed 2") for arm in pairs.ARMS for l0 in (90, 92, 94)]
+    assert pairs.match([*large, *saes, sae("baseline", 52, group="seed 0")])[0][PLACE][1].l0 == 52
+
+
+def test_an_sae_that_is_never_on_is_none():
+    _, (problem,) = pairs.match([sae("gated", 0, 0.5), sae("baseline", 50, 0.1)])
+    assert "no gated at all" in problem
 
 
 def test_three_arms():
@@ -206,6 +214,18 @@ def test_three_arms():
     assert [s.arm for s in found[PLACE]] == ["gated", "topk", "baseline"]
     l0 = [s.l0 for s in found[PLACE]]
     assert max(l0) / min(l0) <= 1.1
+
+
+def test_of_three_arms_all_are_brought_within_the_tolerance():
+    # Two lie within 10 % of the first one, but not of each other.
+    world = World((0.116,), arms=["gated"], topk=lambda lam: 3 / lam)
+    world.saes += [sae("topk", 3 / lam, lam) for lam in (0.02, 0.055, 0.4)]
+    world.saes += [sae("baseline", world.curves["baseline"](lam), lam) for lam in (0.02, 0.07, 0.4)]
+    first, topk, baseline = (next(s.l0 for s in world.saes if s.lam == lam) for lam in (0.116, 0.055, 0.07))
+    assert 1.05 < topk / first < 1.1 and 1.05 < first / baseline < 1.1
+    found, problems = world.complete(arms=("gated", "topk", "baseline"))
+    l0 = [s.l0 for s in found[PLACE]]
+    assert not problems and max(l0) / min(l0) <= 1.1
 
 
 def recorded(run, l0, at="smoke"):
@@ -240,7 +260,8 @@ def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
     assert [s.run for s in chosen] == [gated.id, replace(baseline, lr=3e-4).id]
 
 
-def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch):
+@pytest.mark.parametrize("force", [False, True])
+def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch, force):
     gated, command = experiments.Run(lam=0.1), ["study", "pairs", "--scale", "cpu", "--experiment", "few", "--train"]
     grid = [replace(experiments.wider(gated), lam=lam) for lam in (0.05, 0.3)]
     for run, l0 in ((gated, 51), (grid[0], 160), (grid[1], 14)):
@@ -249,15 +270,15 @@ def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch)
     recorded(replace(gated, seed=1), 50, "cpu")
     asked = []
 
-    def train(runs, scale, force, home):
+    def train(runs, scale, **options):
         asked.extend(runs)
-        assert scale == "cpu" and not force and home == "study"
+        assert scale == "cpu" and options == {"force": force, "home": "study"}
         for run in runs:
             recorded(run, 53, "cpu")
 
     monkeypatch.setattr("gsae.run", train)
     monkeypatch.setitem(experiments.EXPERIMENTS, "few", lambda scale: [gated, *grid])
-    assert main(command) == 0
+    assert main(command + ["--force"] * force) == 0
     (run,) = asked
     assert run == replace(grid[0], lam=run.lam) and 0.1 < run.lam < 0.15
     told = capsys.readouterr()
@@ -265,6 +286,7 @@ def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch)
     assert f"baseline at lambda {run.lam:g}, for L0 51.0: training" in told.err and "has L0 53.0" in told.err
     # What was found is in no experiment, and counts all the same.
     assert main(command) == 0 and len(asked) == 1 and "STUDY_LAMBDAS" in capsys.readouterr().out
+    assert main([*command, "--arms", *pairs.ARMS[::-1]]) == 0 and "STUDY_LAMBDAS" not in capsys.readouterr().out
     # Lambdas of other tokens are not the study's.
     for run in (gated, asked[0]):
         recorded(replace(run, tokens=9_999, layer=8, site="attn_z"), 50, "cpu")
