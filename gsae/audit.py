@@ -13,13 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
-import torch
 
 from gsae import activations, evidence, experiments, plan, runner
 from gsae import lm as language_models
 from gsae.assets import cache_dir
 from gsae.experiments import Run
-from gsae.site import Site
+from gsae.site import Site, machine
 from gsae.stack import Stack
 from gsae.training import fit
 
@@ -121,8 +120,8 @@ def audit(
     chosen = choose(found, runs, seed)
     dirty = ", with uncommitted changes" if evidence.dirty() else ""
     print(f"seed {seed} picks {' '.join(chosen)}; the code now: commit {evidence.commit()[:7]}{dirty}", flush=True)
-    picked, device = [Run.of(found[i]["run"]) for i in chosen], "cuda" if torch.cuda.is_available() else "cpu"
-    plan.check(picked, scale, cache_dir(), device, torch.cuda.mem_get_info()[0] if device == "cuda" else None)
+    picked = [Run.of(found[i]["run"]) for i in chosen]
+    plan.check(picked, scale, cache_dir(), **machine())
     yield from (compare(found[run.id], metrics) for run, metrics in again(picked))
 
 

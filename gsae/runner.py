@@ -19,7 +19,7 @@ from gsae import lm as language_models
 from gsae.assets import cache_dir
 from gsae.distributed import ALONE, Alone
 from gsae.experiments import Run
-from gsae.site import SEED_ORDER, Site, lock
+from gsae.site import SEED_ORDER, Site, lock, machine
 from gsae.stack import product_dtype
 from gsae.training import Plan, Stack, fit
 
@@ -79,12 +79,12 @@ def train_stack(runs: list[Run], site: Site, home: str, at: str, force: bool = F
     began, plan = time.monotonic(), plan_of(runs, site)
     checkpoint, stack = checkpoint_of(plan, runs[0]), Stack(plan, ranks)
     # A checkpoint is made at some 0.5 GB/s, while training waits: large ones are made less often.
-    fit(stack, site.batches(runs[0]), checkpoint, every=max(60.0, 16 * plan.n * plan.M * len(runs) / 1e7))
+    saes = fit(stack, site.batches(runs[0]), checkpoint, every=max(60.0, 16 * plan.n * plan.M * len(runs) / 1e7))
     seconds = (time.monotonic() - began) / len(runs)
-    for k, one in enumerate(tqdm(runs, desc="evaluate", disable=None)):
+    for k, (one, sae) in enumerate(zip(tqdm(runs, desc="evaluate", disable=None), saes, strict=True)):
         if k % ranks.world != ranks.rank or evidence.find(one.id, at):
             continue
-        began, sae = time.monotonic(), stack.sae(k)
+        began = time.monotonic()
         checkpoints.save(sae, checkpoints.weights(one.id), run=experiments.asdict(one), scale=site.store.scale)
         values, sums, density = site.evaluate(sae)
         corpus_hash, lm_hash = experiments.sources(one.lm, one.context)
@@ -162,11 +162,8 @@ def run(
     if missing and not never:
         if at != "smoke" and not force:
             evidence.require_clean()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        gpu_free, total = torch.cuda.mem_get_info() if device == "cuda" else (None, 1e18)
         if ranks.first:
-            card = torch.cuda.get_device_name() if device == "cuda" else ""
-            plan.check(missing, at, cache_dir(), device, gpu_free, force, total, card)
+            plan.check(missing, at, cache_dir(), force=force, **machine())
         train_missing(missing, at, force, ranks, home)
         ranks.barrier("the other ranks' runs")
     return evidence.load(runs, at)

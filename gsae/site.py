@@ -163,6 +163,14 @@ def gpu_memory() -> int:
     return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
 
 
+def machine() -> dict:
+    """What `plan.check` is told of the device that trains: its kind and, of a GPU, bytes free and in all, and name."""
+    if not torch.cuda.is_available():
+        return {"device": "cpu"}
+    free, total = torch.cuda.mem_get_info()
+    return {"device": "cuda", "gpu_free": free, "gpu_memory": total, "card": torch.cuda.get_device_name()}
+
+
 def lock(name: str) -> Path:
     folder = cache_dir() / "locks"
     folder.mkdir(parents=True, exist_ok=True)

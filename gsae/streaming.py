@@ -8,7 +8,7 @@ from jaxtyping import BFloat16, Float32
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gsae import activations, sizes
+from gsae import metrics, sizes
 from gsae.lm import LM
 
 SAMPLE = 2**18  # rows at the start of the text that fix scale and mean: the standard error of the scale is below 1 %
@@ -67,7 +67,7 @@ class Buffer:
         self.source, self.n, self.rows, self.size = source, source.n, source.rows, min(rows, source.rows)
         chunks = range(-(-min(sample, self.rows) // source.chunk))
         parts = (source(i) for i in tqdm(chunks, desc="measure the activations", disable=None))
-        found = activations.measure(parts, source.site, source.layer)
+        found = metrics.measure(parts, source.site, source.layer)
         self.scale, self.mean, self.top_share = found["scale"], torch.tensor(found["mean"]), found["top_share"]
         self.data = torch.empty(self.size, self.n, dtype=torch.bfloat16, device=device)
         self._at, self._recent, self._kept = None, OrderedDict(), (None, None)
