@@ -12,7 +12,7 @@ import study_data
 
 from gsae import evidence, experiments, metrics, stats
 from gsae.cli import main
-from gsae.study import lambdas, pairs, ratings
+from gsae.study import automated, lambdas, pairs, ratings
 from gsae.study.data import DataError, validate
 from gsae.study.pairs import SAE, StudyError
 
@@ -228,11 +228,11 @@ def test_of_three_arms_all_are_brought_within_the_tolerance():
     assert not problems and max(l0) / min(l0) <= 1.1
 
 
-def recorded(run, l0, at="smoke"):
+def recorded(run, l0, at="smoke", under="pilot"):
     sums = {k: np.ones(128) for k in (*metrics.ACTIVATION_SUMS, *metrics.CE_SUMS)} | {"l0": np.full(128, l0)}
     sums |= {"ce_zero": np.full(128, 3.0), "ce_mean": np.full(128, 3.0)}
     evidence.write({
-        "schema": 1, "recipe": 1, "id": run.id, "experiment": "pilot", "scale": at, "run": dataclasses.asdict(run),
+        "schema": 1, "recipe": 1, "id": run.id, "experiment": under, "scale": at, "run": dataclasses.asdict(run),
         "metrics": stats.ratios(sums) | {"dead_fraction": 0.0}, "sums": {k: v.tolist() for k, v in sums.items()},
         "curve": {"columns": [], "rows": []}, "density": {"edges": [-1.0, 0.0], "counts": [1], "dead": 0},
         "provenance": evidence.provenance("cpu", 1.0, *experiments.sources(run.lm, run.context)),
@@ -291,6 +291,16 @@ def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch,
     for run in (gated, asked[0]):
         recorded(replace(run, tokens=9_999, layer=8, site="attn_z"), 50, "cpu")
     assert main([*command[:4], "--train"]) == 1 and "attn_z" not in capsys.readouterr().out.split("STUDY_LAMBDAS")[1]
+
+
+def test_pairs_trained_at_any_scale_are_compared_and_collected(own_record):
+    found = experiments.Run(lm="gelu-1l", site="mlp_out", lam=0.123)  # in no experiment
+    assert found not in experiments.runs("study", "gpu")
+    for run, under in ((found, "study"), (experiments.wider(found), "study"), (replace(found, layer=1), "own")):
+        recorded(run, 50, "gpu", under)
+    places, problems = automated.compared("gpu")
+    assert [(s.arm, s.run) for s in places.pop(("gelu-1l", "mlp_out", found.layer))][0] == ("gated", found.id)
+    assert not places and not problems
 
 
 def test_a_named_place_without_any_run_is_told(own_record, capsys, monkeypatch):

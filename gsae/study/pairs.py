@@ -47,14 +47,15 @@ def group_of(run: experiments.Run) -> Hashable:
 
 
 def recorded(scale: str, names: Iterable[str] | None = None) -> list[SAE]:
-    """The SAEs on record at a scale, ablations left out; of the named experiments only, where names are given."""
-    if names is None:
-        files = sorted(evidence.root(scale).glob("*/*.json"))
-    else:
-        tables = [evidence.done(evidence.load(name, scale)) for name in names]
-        files = sorted({evidence.root(scale) / f for table in tables if len(table) for f in table["file"]})
+    """The SAEs on record at a scale, ablations left out; where experiments are named, theirs and those stored under
+    their names, as `--train` leaves them.
+    """
+    root = evidence.root(scale)
+    files = {file for name in names or ["*"] for file in root.glob(f"{name}/*.json")}
+    for table in (evidence.done(evidence.load(name, scale)) for name in names or ()):
+        files |= {root / file for file in table.get("file", ())}
     found = []
-    for file in files:
+    for file in sorted(files):
         if f'"kind": "{results.KIND}"' in file.read_text():  # computed from runs
             continue
         record = evidence.read(file)
