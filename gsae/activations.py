@@ -82,21 +82,23 @@ class Store:
         epoch, place = divmod(step, self.rows // batch)
         offset, order = _epoch(seed, epoch, self.rows, batch)
         start = (offset + int(order[place]) * batch) % self.rows
-        rows = self._rows(start, start + batch)
-        if (wrapped := batch - len(rows)) > 0:
+        rows = self._rows(start, min(start + batch, self.rows))
+        if (wrapped := start + batch - self.rows) > 0:
             rows = torch.cat([rows, self._rows(0, wrapped)])
         return rows.float() * self.scale
 
     def _rows(self, start: int, stop: int) -> Tensor:
-        stop = min(stop, self.rows)
         self.checked.check(start * self.n * 2, stop * self.n * 2)
         return _read(self.folder, self.n, start, stop)
 
 
 def _read(folder: Path, n: int, start: int, stop: int) -> BFloat16[Tensor, "rows n"]:
     """Rows of a store's data file. Read, not mapped: pages of a map would count as memory of the process, and a run
-    touches all of them."""
-    rows = np.fromfile(folder / DATA, np.uint16, (stop - start) * n, offset=2 * start * n)
+    touches all of them. Raises StoreError where the file ends before."""
+    count = (stop - start) * n
+    rows = np.fromfile(folder / DATA, np.uint16, count, offset=2 * start * n)
+    if len(rows) < count:
+        raise StoreError(f"{folder / DATA} was cut short: it ends before row {stop:,}: {AGAIN.format(folder)}")
     return torch.from_numpy(rows).view(torch.bfloat16).view(-1, n)
 
 
@@ -173,7 +175,7 @@ def _collect(
     """Run a span of the text's blocks through the model and write every row at its place."""
     first, rows = (0 if source["keep_pos0"] else 1), source["rows"]
     per_block = rows // count
-    place = np.random.default_rng(source["seed"]).permutation(rows)
+    place = np.random.default_rng(source["seed"]).permutation(np.arange(rows, dtype=np.uint32))  # 4 bytes a row
     tables = {key: np.memmap(path / DATA, np.uint16, "r+", shape=(rows, lm.d(key[0]))) for key, path in folders.items()}
     name, source = PROGRESS.format(part), {**source, "span": list(span)}
     done = min(_done(path / name, source, span[0]) for path in folders.values())

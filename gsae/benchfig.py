@@ -109,6 +109,7 @@ TARGETS = (
     ("gated, one SAE", {"arch": "gated", "K": 1, "M": 2304}, "share_of_bf16", 0.80),
     ("gated, a stack of 8", {"arch": "gated", "K": 8, "M": 2304}, "share_of_bf16", 0.75),
     ("baseline, one SAE", {"arch": "baseline", "K": 1, "M": 2304}, "share_of_bf16", 0.80),
+    ("baseline, M 16,384", {"arch": "baseline", "K": 1, "M": 16_384}, "share_of_bf16", 0.80),
     ("gated, M 16,384", {"arch": "gated", "K": 1, "M": 16_384}, "share_of_bf16", 0.80),
     ("gated, M 2,304", {"arch": "gated", "K": 1, "M": 2304}, "times_fastest_made", 1.5),
     ("gated, M 4,608", {"arch": "gated", "K": 1, "M": 4608}, "times_fastest_made", 2.0),

@@ -156,7 +156,10 @@ def read(file: Path) -> dict:
         record = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise EvidenceError(f"cannot read {file}: {error}") from error
-    if problems := validate(record):
+    problems = validate(record)
+    if not problems and file.stem != record["id"]:
+        problems = [f"holds the run {record['id']}, which its name denies"]
+    if problems:
         raise EvidenceError(f"{file} {'; '.join(problems)}. Restore it with git, or delete it and run it again")
     return record
 

@@ -79,10 +79,10 @@ def measure(parts: Iterable[Tensor], site: str, layer: int) -> dict:
         part = part.float()
         norms.append(part.square().sum(-1).cpu())
         total = total + part.sum(0, dtype=torch.float64).cpu()
-    norms = torch.cat(norms).double()
-    rows = len(norms)
-    share = float(norms.topk(max(1, rows // 1000)).values.sum() / norms.sum())
-    scale = float(norms.mean().rsqrt())
+    norms = torch.cat(norms)
+    rows, whole = len(norms), norms.sum(dtype=torch.float64)
+    share = float(norms.topk(max(1, rows // 1000)).values.sum(dtype=torch.float64) / whole)
+    scale = float((whole / rows).rsqrt())
     if share > 0.05:
         warnings.warn(
             f"{site} of layer {layer}: 0.1 % of the tokens hold {share:.0%} of the squared norm; "

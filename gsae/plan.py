@@ -63,6 +63,7 @@ def estimate(
     device: str = "cpu",
     cache: Path | None = None,
     gpu_memory: int | float = 1e18,
+    apart: bool = False,
 ) -> Estimate:
     """What training and evaluating these runs takes, one stack after another, in one process.
 
@@ -71,6 +72,7 @@ def estimate(
         device: where the SAEs and the language model are: "cpu", or "cuda" for one GPU.
         cache: the cache folder, to leave out stores that are there.
         gpu_memory: bytes of the GPU; a stack that is too large for it trains in parts.
+        apart: whether the language model is elsewhere than on that GPU.
 
     Raises KeyError on a language model whose shape is not known.
     """
@@ -79,7 +81,7 @@ def estimate(
     host, on_gpu, work, sites = [], [0], 0, set()
     for stack in stacks(runs):
         run = stack[0]
-        cut = gpus.parts(stack, gpus.GPU(gpu_memory / 1e9, 1, 1), apart=False)
+        cut = gpus.parts(stack, gpus.GPU(gpu_memory / 1e9, 1, 1), apart)
         memory = [sum(part.memory.values()) for part in cut]
         if device == "cuda":
             on_gpu += memory
@@ -142,13 +144,14 @@ def duration(seconds: int | float) -> str:
 
 def check(
     runs: Sequence[Run], at: str, folder: Path, device: str = "cpu", gpu_free: int | None = None, force: bool = False,
-    gpu_memory: int | float = 1e18, card: str = "",
+    gpu_memory: int | float = 1e18, card: str = "", apart: bool = False,
 ) -> str:  # fmt: skip
     """Print one line with the estimate to stderr, and return it.
 
     Args:
         folder: the cache folder: its disk takes stores, checkpoints and weights.
         gpu_free, gpu_memory, card: bytes free and in all on the GPU, and its name, where there is one.
+        apart: whether the language model is elsewhere than on that GPU.
         force: go on even if it does not fit.
 
     Raises TooLarge where memory or disk cannot hold it, unless `force`.
@@ -158,8 +161,13 @@ def check(
         print(line, file=sys.stderr)
         return line
     speed, source = measured(at, device, card)
-    need, free_disk = estimate(runs, speed, device, folder, gpu_memory), shutil.disk_usage(folder).free
-    wanted = {"memory": (need.host, free_memory()), "GPU memory": (need.gpu, gpu_free), "disk": (need.disk, free_disk)}
+    need, free_disk = estimate(runs, speed, device, folder, gpu_memory, apart), shutil.disk_usage(folder).free
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun on this machine
+    wanted = {
+        "memory": (processes * need.host, free_memory()),
+        "GPU memory": (need.gpu, gpu_free),
+        "disk": (need.disk, free_disk),
+    }
     shown = [
         f"{name} {size / 1e9:.1f} GB" + (f" of {free / 1e9:.1f} free" if free is not None else "")
         for name, (size, free) in wanted.items()

@@ -59,7 +59,12 @@ def compositions(left: list[Run], site: Site, at: str, ranks: Alone = ALONE) -> 
     pattern = checkpoint_of(plan_of(left, site), left[0]).name.split("-")[0]
     for path in sorted((cache_dir() / "checkpoints").glob(f"{pattern}-*.safetensors")):
         state = checkpoints.state(path)
-        saved.append((-state["step"], path, [replace(left[0], lam=lam) for lam in state["lams"]]))
+        runs = [replace(left[0], lam=lam) for lam in state.get("lams", ())]
+        if not runs or checkpoint_of(plan_of(runs, site), runs[0]) != path:
+            raise checkpoints.CheckpointError(
+                f"{path} is damaged: its name is not that of the runs it lists. Delete the file; it will be made again"
+            )
+        saved.append((-state.get("step", 0), path, runs))
     ranks.barrier("the checkpoints")
     for _, path, runs in sorted(saved, key=lambda one: one[:2]):
         if set(runs) & set(rest):
@@ -78,6 +83,9 @@ def train_stack(runs: list[Run], site: Site, home: str, at: str, force: bool = F
     """
     began, plan = time.monotonic(), plan_of(runs, site)
     checkpoint, stack = checkpoint_of(plan, runs[0]), Stack(plan, ranks)
+    if ranks.first:  # what a kill in the middle of a save left
+        for half in checkpoint.parent.glob(f".{checkpoint.name}.*"):
+            half.unlink()
     # A checkpoint is made at some 0.5 GB/s, while training waits: large ones are made less often.
     saes = fit(stack, site.batches(runs[0]), checkpoint, every=max(60.0, 16 * plan.n * plan.M * len(runs) / 1e7))
     seconds = (time.monotonic() - began) / len(runs)

@@ -1,5 +1,6 @@
 """One hooked place of a language model: its training store, and the evaluation that all its runs share."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +99,12 @@ class Site:
         few = sizes.blocks_per_pass(self.run.context)
         for part in tqdm(tokens.split(few), desc=f"evaluation text, {self.run.site} {self.run.layer}", disable=None):
             x = self.model.activations(part, [self.key])[self.key][:, 0 if self.run.keep_pos0 else 1 :]
+            if not x.isfinite().all():
+                block = start + int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+                raise ValueError(
+                    f"{self.run.lm}: NaN or infinite activation at {self.run.site} of layer {self.run.layer}, block "
+                    f"{block} of the evaluation text; load the model in float32, or look at that block"
+                )
             if kept is None:  # in its place at once: joining parts would take the memory twice
                 kept = torch.empty(len(tokens), *x.shape[1:], dtype=torch.bfloat16)
             kept[start : start + len(x)] = (x.float() * self.store.scale).bfloat16()
@@ -164,11 +171,15 @@ def gpu_memory() -> int:
 
 
 def machine() -> dict:
-    """What `plan.check` is told of the device that trains: its kind and, of a GPU, bytes free and in all, and name."""
+    """What `plan.check` is told of the device that trains: its kind and, of a GPU, bytes free and in all, its name, and
+    whether the language model goes elsewhere.
+    """
     if not torch.cuda.is_available():
         return {"device": "cpu"}
     free, total = torch.cuda.mem_get_info()
-    return {"device": "cuda", "gpu_free": free, "gpu_memory": total, "card": torch.cuda.get_device_name()}
+    apart = os.environ.get("GSAE_LM_DEVICE") not in (None, "", "cuda", f"cuda:{torch.cuda.current_device()}")
+    return {"device": "cuda", "gpu_free": free, "gpu_memory": total, "card": torch.cuda.get_device_name(),
+            "apart": apart}  # fmt: skip
 
 
 def lock(name: str) -> Path:

@@ -238,6 +238,16 @@ def test_a_store_cut_short_is_detected(model, blocks, tmp_path):
         activations.Store.open(store.folder)
 
 
+def test_a_store_cut_short_after_it_was_checked_gives_no_other_rows(numbered):
+    for step in range(10):
+        numbered.batch(step, 23, seed=0)  # all segments are read and checked
+    with open(numbered.folder / activations.DATA, "r+b") as file:
+        file.truncate(200 * 3 * 2)
+    with pytest.raises(activations.StoreError, match="cut short: it ends before row 2"):
+        for step in range(10):
+            assert len(numbered.batch(step, 23, seed=0).unique(dim=0)) == 23
+
+
 def test_too_little_text_or_disk_is_said_before_the_first_pass(model, blocks, tmp_path, monkeypatch):
     silent = dies_after(model, 0)
     with pytest.raises(ValueError, match="319 tokens need 54 blocks of 6 rows, the text has 53"):

@@ -71,6 +71,13 @@ def test_an_edited_file_is_caught(edit):
         evidence.load("pilot", "smoke")
 
 
+def test_a_run_file_under_another_runs_name_is_caught():
+    path, other = evidence.write(record()), dataclasses.replace(experiments.Run.of(record()["run"]), lam=0.7)
+    path.rename(path.with_stem(other.id))
+    with pytest.raises(evidence.EvidenceError, match=f"{other.id}.json holds the run {path.stem}"):
+        evidence.load([other], "smoke")
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(evidence.EvidenceError):
         evidence.write(record() | {"id": "000000000000"})

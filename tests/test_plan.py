@@ -460,6 +460,40 @@ def test_what_cannot_be_held_is_refused_and_force_goes_on(record, tmp_path, monk
     assert "of 0.0 free" in line and capsys.readouterr().err.splitlines() == [line, line]
 
 
+def test_a_sweep_that_does_not_fit_is_refused_by_the_command_unless_forced(record, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(plan, "free_memory", lambda: 1_000_000)
+    monkeypatch.setattr("gsae.runner.train_missing", lambda missing, *args: trained.extend(missing))
+    assert cli.main(["run", "pilot", "--scale", "smoke"]) == 1
+    assert "GB of memory are needed, 0.0 GB are free" in capsys.readouterr().err and not trained
+    assert cli.main(["run", "pilot", "--scale", "smoke", "--force"]) == 0 and len(trained) == len(
+        experiments.runs("pilot", "smoke")
+    )
+
+
+def test_processes_of_one_machine_need_the_memory_of_each(record, tmp_path, monkeypatch):
+    record(device="cpu")
+    need = plan.estimate([Run()], 1e10).host
+    monkeypatch.setattr(plan, "free_memory", lambda: need * 3)
+    plan.check([Run()], "cpu", tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(plan.TooLarge, match="of memory"):
+        plan.check([Run()], "cpu", tmp_path)
+
+
+def test_a_language_model_elsewhere_takes_no_memory_of_the_training_gpu(record, tmp_path):
+    run, free = Run(lm="gemma-7b", site="resid_post", layer=0, M=1024, batch=4096), int(12e9)
+    on_gpu = dict(device="cuda", gpu_free=free, gpu_memory=free)
+    with pytest.raises(plan.TooLarge, match="of GPU memory"):
+        plan.check([run], "cpu", tmp_path, **on_gpu)
+    plan.check([run], "cpu", tmp_path, **on_gpu, apart=True)
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_no_stack_of_scale_cpu_takes_4_gb_of_memory(name):
+    assert plan.estimate(experiments.runs(name, "cpu"), 1e11).host < 4e9
+
+
 def test_what_fits_goes_on_with_one_line(record, tmp_path, monkeypatch, capsys):
     record(device="cpu")
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**12))

@@ -556,6 +556,50 @@ def test_a_lock_does_not_depend_on_which_runs_are_left():
     assert len({runner.kind(r) for r in [RUNS[0], *others]}) == 4
 
 
+@pytest.mark.parametrize("part", ["lambda", "key", "weights"])
+def test_a_damaged_checkpoint_stops_the_sweep_by_name_and_leaves_what_is_finished(world, monkeypatch, part):
+    folder = world("here")
+    runner.run(grid(BASE, seed=[1], lam=LAMS[:1]), "smoke")
+    stopped_at(monkeypatch, 20)
+    (path,), finished = folder.glob("checkpoints/*"), files(folder)
+    data = bytearray(path.read_bytes())
+    place = {"lambda": data.index(b"0.05, 0.1"), "key": data.index(b"lams"), "weights": len(data) - 40}[part]
+    data[place + 3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(checkpoints.CheckpointError, match=f"{path.name}.*Delete the file"):
+        runner.run(RUNS, "smoke")
+    assert files(folder) == finished and len(finished) == 1
+
+
+def test_half_a_checkpoint_that_a_kill_left_is_removed(world, monkeypatch):
+    folder = world("here")
+    stopped_at(monkeypatch, 20)
+    (path,) = folder.glob("checkpoints/*")
+    half = path.with_name(f".{path.name}.123")
+    half.write_bytes(path.read_bytes()[:1000])
+    runner.run(RUNS, "smoke")
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("where", ["harvest", "evaluation"])
+def test_nan_activations_are_named_and_leave_no_evidence(world, monkeypatch, fits, where):
+    folder = world("here")
+    model = runner.language_models.load("tiny")
+    activations_of = model.activations
+
+    def spoiled(tokens, sites):
+        found = activations_of(tokens, sites)
+        if where == "harvest" or any(folder.glob(f"activations/*/*/{activations.META}")):
+            found[BASE.site, BASE.layer][1, 3, 2] = float("nan")
+        return found
+
+    monkeypatch.setattr(model, "activations", spoiled)
+    text = "block 1 of the text" if where == "harvest" else "block 1 of the evaluation text"
+    with pytest.raises(ValueError, match=f"NaN or infinite activation at attn_z of layer 1, {text}"):
+        runner.run(RUNS, "smoke")
+    assert len(fits) == (where == "evaluation") and not files(folder)
+
+
 def test_an_evidence_file_under_a_wrong_hash_stops_the_sweep_by_name(world):
     folder = world("here")
     runner.run(RUNS[:1], "smoke")
