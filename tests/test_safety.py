@@ -563,7 +563,7 @@ def test_a_damaged_checkpoint_stops_the_sweep_by_name_and_leaves_what_is_finishe
     stopped_at(monkeypatch, 20)
     (path,), finished = folder.glob("checkpoints/*"), files(folder)
     data = bytearray(path.read_bytes())
-    place = {"lambda": data.index(b"0.05, 0.1"), "key": data.index(b"lams"), "weights": len(data) - 40}[part]
+    place = {"lambda": data.index(b"[0.05, 0.1") + 1, "key": data.index(b"lams"), "weights": len(data) - 40}[part]
     data[place + 3] ^= 1
     path.write_bytes(data)
     with pytest.raises(checkpoints.CheckpointError, match=f"{path.name}.*Delete the file"):
