@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
-PEERS ?= .bench
+export PEERS ?= .bench
 BIN := $(VENV)/bin
 PAGE := $(CURDIR)/_build/html/index.html
 COMMIT := $(shell git rev-parse --short HEAD 2>/dev/null)

@@ -96,7 +96,7 @@ def bench(
     sites: Iterable[tuple] = (),
     *,
     rounds: int = 5,
-    seconds: float = 2.0,
+    seconds: float = 1.0,
     settle: int = 5,
     rows: int = 32_768,
     device: str = "cpu",
@@ -182,7 +182,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--only", metavar="REGEX", help="cases whose name matches, such as 'gsae.*gated x1 ' or harvest")
     top.add_argument("--list", action="store_true", help="print the names of the cases and stop")
     top.add_argument("--rounds", type=int, help="rounds of all cases in turn; 5")
-    top.add_argument("--seconds", type=float, help="about how long a timed round of one case lasts; 2")
+    top.add_argument("--seconds", type=float, help="about how long a timed round of one case lasts; 1")
     top.add_argument("--settle", type=int, default=5, help="untimed training steps before the first round; 5")
     top.add_argument("--no-peers", action="store_true", help="measure no other library")
     top.add_argument("--no-harvest", action="store_true", help="load no language model")
@@ -212,13 +212,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"no case matches {args.only!r}: see --list", file=sys.stderr)
         return 1
     if any(c.library != "gsae" for c in cases) and not PYTHON.exists():
-        print(f"{PYTHON.relative_to(ROOT)} is not there: run `make peers`, or pass --no-peers", file=sys.stderr)
+        print(f"{PYTHON} is not there: run `make peers`, or pass --no-peers", file=sys.stderr)
         return 1
     if args.threads:
         torch.set_num_threads(args.threads)
-    rounds, seconds = args.rounds or (3 if args.quick else 5), args.seconds or (0.5 if args.quick else 2.0)
+    rounds, seconds = args.rounds or (3 if args.quick else 5), args.seconds or (0.5 if args.quick else 1.0)
     record = bench(cases, sites, rounds=rounds, seconds=seconds, settle=args.settle, device=args.device)
-    whole = not (args.quick or args.only or args.no_peers or args.no_harvest)
+    whole = rounds >= 5 and not (args.quick or args.only or args.no_peers or args.no_harvest)
     path = args.out or default_path(record, whole)
     write(record, path)
     print(f"{report.terminal(record)}\n\n{path}")

@@ -17,7 +17,7 @@ import torch
 from benchmarks.cases import Batches, Case, Loop, many_shapes, read_data
 
 ROOT = Path(__file__).resolve().parents[1]
-PYTHON = ROOT / ".bench" / "bin" / "python"
+PYTHON = ROOT / os.environ.get("PEERS", ".bench") / "bin" / "python"
 # "default" is what the library's documentation does when nothing is said about speed. "outside" are settings that the
 # library does not offer on this device, made around it: they give it the best chance.
 SETTINGS = {

@@ -11,19 +11,24 @@ from gsae.saes import ARCHITECTURES, SAE
 from gsae.sparse import chooser
 
 
-def autograd_form(template: SAE) -> Callable:
-    """The gradient function of any architecture, from its `losses`: slower than a closed form, and its definition."""
+def autograd_form(template: SAE, fuse: Callable = lambda f: f) -> Callable:
+    """The gradient function of any architecture, from its `losses`: slower than a closed form, and its definition.
+
+    `fuse` wraps the losses, whose backward pass `torch.compile` then fuses as well.
+    """
+    module = _Losses(template)
+
+    def losses(leaves, x, lam):
+        terms, stats = torch.func.functional_call(module, {f"sae.{k}": v for k, v in leaves.items()}, (x, lam))
+        return sum(terms.values()), terms, stats
+
+    losses = fuse(losses)
 
     def gradients(w, x, lam, dtype):
         template.product_dtype = dtype
         leaves = {k: v.detach().requires_grad_() for k, v in w.items()}
-        call = torch.func.functional_call(
-            _Losses(template), {f"sae.{k}": v for k, v in leaves.items()}, (x, lam.reshape(()))
-        )
-        terms, stats = call
-        grads = torch.autograd.grad(
-            sum(terms.values()), list(leaves.values()), allow_unused=True, materialize_grads=True
-        )
+        total, terms, stats = losses(leaves, x, lam.reshape(()))
+        grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(leaves, grads, strict=True)), {k: v.detach() for k, v in terms.items()}, stats
 
     return gradients
@@ -41,9 +46,9 @@ class _Losses(torch.nn.Module):
 @cache
 def gradient_form(arch: str, switches: tuple, n: int, M: int, fast: bool, sparse: bool = True) -> Callable:
     """The function of (parameters, x, lambda, dtype) that gives gradients, terms and statistics: the closed form where
-    there is one for these switches, else autograd's. Element-wise parts are compiled where `fast`; without `sparse`
-    the products are dense at any width and density (`gsae.sparse`).
+    there is one for these switches, else autograd's. Where `fast`, element-wise parts and losses are compiled;
+    without `sparse` the products are dense at any width and density (`gsae.sparse`).
     """
     fuse = compiled if fast else lambda f: f
     closed = closed_form(arch, fuse, chooser(fuse, M) if sparse else None, **dict(switches))
-    return closed or autograd_form(ARCHITECTURES[arch](n, M, **dict(switches)))
+    return closed or autograd_form(ARCHITECTURES[arch](n, M, **dict(switches)), fuse)

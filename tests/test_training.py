@@ -251,6 +251,31 @@ def test_compiled_kernels_equal_plain_ones(arch):
         torch.testing.assert_close(mine[name], plain[name], rtol=1e-5, atol=1e-6)
 
 
+COMPILED = """
+import torch
+from gsae import gradients, optim
+from gsae.saes import ARCHITECTURES
+made = []
+gradients.compiled = lambda f: made.append(f.__name__) or optim.compiled(f)
+sae, x, lam = ARCHITECTURES["gated"](5, 11, step=False), torch.randn(7, 5), torch.tensor(0.3)
+w = {k: v.detach() + 0.1 * torch.randn_like(v) for k, v in sae.named_parameters()}
+fast = gradients.gradient_form("gated", (("step", False),), 5, 11, True)(w, x, lam, torch.float32)
+plain = gradients.autograd_form(sae)(w, x, lam, torch.float32)
+for part in range(3):
+    for name, t in plain[part].items():
+        torch.testing.assert_close(fast[part][name], t, rtol=1e-5, atol=1e-6)
+print(made, sorted(fast[0]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not optim.compiler(), reason="torch.compile needs a C++ compiler")
+def test_an_architecture_without_a_closed_form_is_compiled_to_the_same_gradients():
+    # In a process of its own: torch.compile cannot read through the checks of shapes that are on in tests.
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.stdout.strip() == "['losses'] ['W_dec', 'W_gate', 'b_dec', 'b_gate', 'b_mag', 'r_mag']", done.stderr
+
+
 # ---- Schedules ------------------------------------------------------------------------------------------------------
 
 
