@@ -36,7 +36,8 @@ SETTINGS: dict[str, dict] = {
                   resample=(1 / 12, 2 / 12, 3 / 12, 4 / 12), eval_tokens=2**20, ce_tokens=2**20),
 }  # fmt: skip
 MINI = dict(lm="gelu-1l-mini", site="mlp_neurons", layer=0, M=2048, eval_tokens=100_000, ce_tokens=65_536)
-LONG = 5_001_216  # tokens of a run of `seeds` at cpu
+LONG = 5_001_216  # tokens of a run of `seeds` at cpu, five times those of the first pass, `neurons`
+SEEDS: dict[str, list[int]] = {"cpu": [0, 1, 2]}  # of `seeds`; elsewhere one
 PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
 SMOKE_LAMBDAS = [0.1, 0.4]
 
@@ -73,16 +74,24 @@ def pilot(scale: str) -> list[Run]:
 
 
 def neurons(scale: str) -> list[Run]:
-    """Figs 5, 6: MLP neurons of a one-layer model, gated and baseline."""
+    """MLP neurons of a one-layer model, gated and baseline, one seed and the same lambdas in both arms.
+
+    At cpu the first pass, from which the sweeps that ask why go on; at other scales Figs 5 and 6.
+    """
     return both(grid(base(scale), lam=lambdas(scale)))
 
 
+def main_sweep(scale: str) -> tuple[Run, list[float], float]:
+    """The gated run of `seeds` and its lambdas, and the share of each that the baseline of about its L0 has."""
+    if scale != "cpu":
+        return base(scale), lambdas(scale), 1.0
+    return replace(base(scale), tokens=LONG), LONG_LAMBDAS, BASELINE_SHARE
+
+
 def seeds(scale: str) -> list[Run]:
-    """Figs 5, 6 again with three seeds; at cpu also with 5 M tokens and lambdas of each arm's own."""
-    run, lams, share = base(scale), lambdas(scale), 1.0
-    if scale == "cpu":
-        run, lams, share = replace(run, tokens=LONG), LONG_LAMBDAS, BASELINE_SHARE
-    return both(grid(run, seed=[0, 1, 2], lam=lams), share)
+    """Figs 5, 6: at cpu three seeds, 5 M tokens and lambdas of each arm's own; at other scales `neurons`."""
+    run, lams, share = main_sweep(scale)
+    return both(grid(run, seed=SEEDS.get(scale, [0]), lam=lams), share)
 
 
 def pareto(scale: str) -> list[Run]:
@@ -91,7 +100,7 @@ def pareto(scale: str) -> list[Run]:
         from gsae import paper_scale
 
         return paper_scale.runs("pareto")
-    return neurons(scale) + sites(scale)
+    return seeds(scale) + sites(scale)
 
 
 def sites(scale: str) -> list[Run]:
@@ -111,9 +120,9 @@ def position0(scale: str) -> list[Run]:
 
 
 def longer(scale: str) -> list[Run]:
-    """D4: one pair on twice the tokens of `neurons`, at cpu some twenty times, to see what a short training does."""
-    run = base(scale)
-    return both([replace(run, lam=lambdas(scale)[1], tokens=19_998_720 if scale == "cpu" else 2 * run.tokens)])
+    """D4: one pair on twice the tokens of `seeds`, at cpu four times, to see what a short training does."""
+    run, lams, share = main_sweep(scale)
+    return both([replace(run, lam=lams[1], tokens=19_998_720 if scale == "cpu" else 2 * run.tokens)], share)
 
 
 def rates(scale: str) -> list[Run]:
@@ -176,6 +185,7 @@ LONG_LAMBDAS, BASELINE_SHARE = log_spaced(0.1, 0.5, 4), 0.7
 EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "pilot": pilot,
     "neurons": neurons,
+    "seeds": seeds,
     "sites": sites,
     "pareto": pareto,
     "rates": rates,
@@ -185,7 +195,6 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "study": study,
     "position0": position0,
     "longer": longer,
-    "seeds": seeds,
 }
 
 

@@ -29,7 +29,7 @@ def frontier(gated: pd.DataFrame, baseline: pd.DataFrame) -> Verdict:
 
 def neurons(scale: str) -> Verdict:
     """Fig. 5."""
-    return frontier(*arms(evidence.load("neurons", scale)))
+    return frontier(*arms(evidence.load("seeds", scale)))
 
 
 def human_ratings(scale: str) -> Verdict:
@@ -92,7 +92,7 @@ def gamma(df: pd.DataFrame) -> Verdict:
 
 def gamma_neurons(scale: str) -> Verdict:
     """Fig. 6."""
-    return gamma(evidence.load("neurons", scale))
+    return gamma(evidence.load("seeds", scale))
 
 
 def gamma_deep(scale: str) -> Verdict:

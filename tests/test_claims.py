@@ -78,7 +78,7 @@ def read(monkeypatch, **tables):
 
 @pytest.mark.parametrize(("factor", "note"), [(0.5, "at most 0.6"), (0.8, "above 0.6")])
 def test_half_the_latents_says_which_side(monkeypatch, factor, note):
-    read(monkeypatch, neurons=pd.concat([front(factor), front(1.0, arch="baseline")]))
+    read(monkeypatch, seeds=pd.concat([front(factor), front(1.0, arch="baseline")]))
     found = judges.half_the_latents("cpu")
     assert found.verdict == PARTLY and found.ours.startswith(note)
 

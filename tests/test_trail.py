@@ -65,9 +65,9 @@ def test_every_verdict_with_runs_reaches_files_that_exist_with_their_commits_and
 
 def test_the_runs_of_figure_5_are_those_of_its_sweep_the_missing_ones_too(pages):
     text = pages["claim-fig-5"][1]
-    df = evidence.load("neurons", "cpu")
+    df = evidence.load("seeds", "cpu")
     assert set(df["id"]) == set(re.findall(r"<tr><td>(?:<a[^>]*>)?(\w{12})", text))
-    assert "gsae run neurons --scale cpu" in text
+    assert "gsae run seeds --scale cpu" in text
 
 
 def test_pursuit_reaches_its_results_and_the_runs_they_were_computed_from(pages):
