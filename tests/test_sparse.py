@@ -5,7 +5,7 @@ import torch
 from test_plan import Peak
 from test_training import ARMS, LAMS, M, assert_same, assert_trains_as_plainly, batches, n, plan
 
-from gsae import optim, sparse, training
+from gsae import checkpoints, optim, sparse, training
 from gsae.closed import Dense, closed_form
 from gsae.saes import ARCHITECTURES
 from gsae.stack import Stack, autograd_form, gradient_form
@@ -177,8 +177,9 @@ def test_a_run_that_changes_products_resumes_bit_for_bit(arch, chosen, tmp_path)
 
         with pytest.raises(RuntimeError, match="stopped"):
             training.fit(first, press, path, every=0.0, bar=False)
-        second = Stack(p)
-        training.fit(second, batches, path, bar=False)
+        kept, read, second = checkpoints.state(path)["step"], [], Stack(p)
+        training.fit(second, lambda step, read=read: (read.append(step), batches(step))[1], path, bar=False)
+        assert min(read) == kept and stop - 4 < kept <= stop  # a resampling reads three steps ahead
         assert_same(whole, second)
 
 

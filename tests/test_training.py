@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -197,12 +198,11 @@ def test_closed_forms_work_on_a_whole_stack_at_once(arch):
 def test_closed_forms_in_bfloat16_stay_close(arch):
     w, lam = random_weights(arch, n=64, M=96), torch.tensor(0.3)
     x = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
-    exact = closed_form(arch)(w, x, lam, torch.float32)
+    exact = autograd_form(ARCHITECTURES[arch](64, 96))(w, x, lam, torch.float32)
     close = closed_form(arch)(w, x, lam, torch.bfloat16)
     for name, g in exact[0].items():
-        cosine = torch.nn.functional.cosine_similarity(g.flatten(), close[0][name].float().flatten(), dim=0)
-        assert cosine > 0.999, name
-        assert not torch.equal(g, close[0][name])
+        off = ((close[0][name].float() - g).norm() / g.norm()).item()
+        assert 0 < off < 0.01, name  # seen: 0.0047 at most, of the weights of an encoder
     for name, term in exact[1].items():
         assert close[1][name].item() == pytest.approx(term.item(), rel=0.02)
 
@@ -539,51 +539,57 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-VICTIM = """
-import sys, time, torch
-sys.path[:0] = {paths!r}
-torch.set_num_threads(1)
-import test_training as t
-def slow(step):
-    time.sleep(0.01)
-    return t.batches(step)
-t.training.fit(t.Stack(t.plan(steps=400)), slow, t.Path({path!r}), every=0.0, bar=False)
-"""
-
-
-def step_of_a_live_file(path):
-    """The library opens a file twice, for header and data: another process may replace it in between."""
-    try:
-        return checkpoints.read(path)[1]["step"]
-    except checkpoints.CheckpointError:
-        return -1
-
-
-def test_a_kill_at_any_moment_loses_nothing(tmp_path):
-    """SIGKILL twice, at moments we do not choose; the run that resumes ends as the one never stopped."""
-    path, here = tmp_path / "stack.safetensors", Path(__file__).parent
-    code, reached = VICTIM.format(paths=[str(here.parent), str(here)], path=str(path)), []
-    for after in (0.31, 0.52):
-        known = reached[-1] if reached else 0
-        victim = subprocess.Popen([sys.executable, "-c", code])
-        deadline = time.monotonic() + 60
-        while not path.exists() or step_of_a_live_file(path) <= known:
-            assert victim.poll() is None and time.monotonic() < deadline, "the run wrote no checkpoint"
-            time.sleep(0.02)
-        time.sleep(after)
-        victim.send_signal(signal.SIGKILL)
-        assert victim.wait() == -signal.SIGKILL
-        reached.append(checkpoints.read(path)[1]["step"])
-    assert 0 < reached[0] < reached[1] < 400
-    threads = torch.get_num_threads()
+def through_kills(folder: Path, dtype: str, compiled: bool) -> None:
+    """Train once undisturbed, and once through SIGKILLs at random steps, each in a process of its own: a fork, so that
+    torch is loaded, and the kernels compiled, once. A batch is read while the step before it is computed or saved, so
+    that the moment of the kill within a step is not ours to choose.
+    """
     torch.set_num_threads(1)
-    try:
-        whole, resumed = Stack(plan(steps=400)), Stack(plan(steps=400))
-        training.fit(whole, batches, bar=False)
-        training.fit(resumed, batches, path, bar=False)
-    finally:
-        torch.set_num_threads(threads)
+    Stack.fast = compiled  # which is no choice for so short a run
+    p, path = plan(steps=200, dtype=dtype), folder / "stack.safetensors"
+    whole, chance = Stack(p), random.Random(dtype)
+    training.fit(whole, batches, bar=False)
+    before = 0
+    for death in [*sorted(chance.sample(range(5, 200), 4)), None]:
+        began = checkpoints.state(path)["step"] if path.exists() else 0
+        log, pause = folder / f"{death}", chance.random()
+        assert began == before == 0 or max(before - 4, 1) <= began <= before  # a resampling reads three steps ahead
+        if not (child := os.fork()):
+
+            def read(step, death=death, log=log, pause=pause):
+                with open(log, "a") as file:
+                    file.write(f"{step}\n")
+                if step == death:
+                    time.sleep(0.01 * pause)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return batches(step)
+
+            training.fit(Stack(p), read, path, every=0.0, bar=False)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == (signal.SIGKILL if death else 0)
+        steps = [int(line) for line in log.read_text().splitlines()]
+        assert min(steps) == steps[0] == began and max(steps) == (death or 199)  # goes on: no step is made again
+        before = death
+    resumed = Stack(p)
+    assert resumed.resume(path) and resumed.step == 200
     assert_same(whole, resumed)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a process")
+@pytest.mark.parametrize(
+    "dtype, compiled", [("float32", False), ("bfloat16", False), pytest.param("bfloat16", True, marks=pytest.mark.slow)]
+)
+def test_a_kill_at_any_moment_loses_nothing(tmp_path, dtype, compiled):
+    """SIGKILL at four random steps; the run that resumes goes on from its checkpoint and ends as one never stopped."""
+    if compiled and not optim.compiler():
+        pytest.skip("torch.compile needs a C++ compiler")
+    here = Path(__file__).parent
+    code = f"import sys; sys.path[:0] = {[str(here.parent), str(here)]!r}\nimport test_training as t\n"
+    code += f"t.through_kills(t.Path({str(tmp_path)!r}), {dtype!r}, {compiled})"
+    # One thread for the compiler as well: a fork takes no threads along.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 # ---- gsae.train ----------------------------------------------------------------------------------------------------
