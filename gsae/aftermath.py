@@ -7,11 +7,12 @@ import pandas as pd
 from gsae import evidence, experiments, results
 
 CONTROLS, ITO = "controls", "ito"  # the experiments' names
+RUNS = "reference"  # the experiment whose runs are pruned and pursued
 INCREASES = (0.01, 0.05)  # of the mean squared error that pruning may cost, on training data
 PURSUITS = (10, 30, 100)  # Fig. 10's numbers of latents at test time
 KINDS = {  # experiment -> which controls of its runs (rescale & shift and both together: baselines alone)
     "same_width": ("rescale_shift", "pruned", "pruned_rescale_shift"),
-    "neurons": ("pruned",),
+    RUNS: ("pruned",),
 }
 STEPS = {"smoke": 100}  # of rescale & shift; 500 elsewhere
 TOKENS = {"smoke": 512, "cpu": 8_192}  # of pursuit; 16,384 elsewhere

@@ -164,7 +164,7 @@ def run(
 
     Args:
         kind: "controls" or "ito".
-        experiment: whose runs; by default `same_width` for controls, `neurons` for pursuit.
+        experiment: whose runs; by default `same_width` for controls, `reference` for pursuit.
         force: write results of a scale other than smoke from a tree with uncommitted changes.
 
     Returns:
@@ -175,7 +175,7 @@ def run(
         EvidenceError: where results of a scale other than smoke could not be traced to a commit.
     """
     at = experiments.scale(scale)
-    experiment = experiment or {CONTROLS: "same_width", ITO: "neurons"}[kind]
+    experiment = experiment or {CONTROLS: "same_width", ITO: aftermath.RUNS}[kind]
     runs = evidence.load(experiment, at)
     of = aftermath.wanted(kind, runs, experiment, at)
     left = {one["run"] for one in aftermath.missing(kind, of, at)}

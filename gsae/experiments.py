@@ -76,7 +76,7 @@ def pilot(scale: str) -> list[Run]:
 def neurons(scale: str) -> list[Run]:
     """MLP neurons of a one-layer model, gated and baseline, one seed and the same lambdas in both arms.
 
-    At cpu the first pass, from which the sweeps that ask why go on; at other scales Figs 5 and 6.
+    At cpu the first pass, a fifth of the tokens: from it the lambdas of `seeds` were chosen and the ablations go on.
     """
     return both(grid(base(scale), lam=lambdas(scale)))
 
@@ -92,6 +92,11 @@ def seeds(scale: str) -> list[Run]:
     """Figs 5, 6: at cpu three seeds, 5 M tokens and lambdas of each arm's own; at other scales `neurons`."""
     run, lams, share = main_sweep(scale)
     return both(grid(run, seed=SEEDS.get(scale, [0]), lam=lams), share)
+
+
+def reference(scale: str) -> list[Run]:
+    """The runs of `seeds` that are pruned, repaired beside and pursued: those of the first seed."""
+    return [run for run in seeds(scale) if run.seed == 0]
 
 
 def pareto(scale: str) -> list[Run]:
@@ -146,8 +151,8 @@ def ablations(scale: str) -> list[Run]:
 
 def same_width(scale: str) -> list[Run]:
     """Fig. 9: baselines of the gated SAE's own width, whose shrinkage is then repaired (`gsae.controls`)."""
-    lams = lambdas(scale)
-    return [replace(wider(r), M=r.M) for r in grid(base(scale), lam=lams[:4])]
+    run, lams, share = main_sweep(scale)
+    return [replace(wider(r), M=r.M, lam=rounded(share * r.lam)) for r in grid(run, lam=lams[:4])]
 
 
 def resampling(scale: str) -> list[Run]:
@@ -186,6 +191,7 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "pilot": pilot,
     "neurons": neurons,
     "seeds": seeds,
+    "reference": reference,
     "sites": sites,
     "pareto": pareto,
     "rates": rates,

@@ -54,7 +54,7 @@ def controls(experiment: str, scale: str | None = None) -> pd.DataFrame:
 def repaired(scale: str | None = None) -> pd.DataFrame:
     """Fig. 9: baselines of the gated width, the same repaired, and the Gated SAE."""
     at = experiments.scale(scale)
-    gated = named(evidence.load("neurons", at))
+    gated = named(evidence.load(aftermath.RUNS, at))
     same = evidence.load("same_width", at).assign(series=SAME)
     return pd.concat([same, controls("same_width", at), gated[gated["series"] == GATED]], ignore_index=True)
 
@@ -62,14 +62,14 @@ def repaired(scale: str | None = None) -> pd.DataFrame:
 def pruned(scale: str | None = None) -> pd.DataFrame:
     """Gated and 1.5 times wider baseline runs, as trained and with small activations pruned."""
     at = experiments.scale(scale)
-    return pd.concat([named(evidence.load("neurons", at)), controls("neurons", at)], ignore_index=True)
+    return pd.concat([named(evidence.load(aftermath.RUNS, at)), controls(aftermath.RUNS, at)], ignore_index=True)
 
 
 def pursuits(scale: str | None = None) -> pd.DataFrame:
     """Figs 10, 11: the encoders' codes (`s` is 0) and pursuit with `s` latents, of both arms; `l0_run` is the training
     run's L0 on its whole evaluation set.
     """
-    df = aftermath.table(aftermath.ITO, "neurons", scale)
+    df = aftermath.table(aftermath.ITO, aftermath.RUNS, scale)
     return named(df.assign(pursuit_tokens=df["tokens"], tokens=df["tokens_run"]))
 
 

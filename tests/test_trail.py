@@ -72,7 +72,7 @@ def test_the_runs_of_figure_5_are_those_of_its_sweep_the_missing_ones_too(pages)
 
 def test_pursuit_reaches_its_results_and_the_runs_they_were_computed_from(pages):
     folders = {path.split("/")[3] for path, _ in FILE.findall(pages["claim-fig-10"][1])}
-    assert folders == {"ito", "neurons"}
+    assert folders == {"ito", "seeds"}
 
 
 def test_a_result_brings_its_parent_and_what_is_missing_is_said(own_folder):
