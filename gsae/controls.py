@@ -164,7 +164,7 @@ def run(
 
     Args:
         kind: "controls" or "ito".
-        experiment: whose runs; by default `same_width` for controls, `reference` for pursuit.
+        experiment: whose runs; by default `same_width` for controls, `seeds` for pursuit.
         force: write results of a scale other than smoke from a tree with uncommitted changes.
 
     Returns:

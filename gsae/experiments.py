@@ -94,11 +94,6 @@ def seeds(scale: str) -> list[Run]:
     return both(grid(run, seed=SEEDS.get(scale, [0]), lam=lams), share)
 
 
-def reference(scale: str) -> list[Run]:
-    """The runs of `seeds` that are pruned, repaired beside and pursued: those of the first seed."""
-    return [run for run in seeds(scale) if run.seed == 0]
-
-
 def pareto(scale: str) -> list[Run]:
     """Figs 1, 5, 12, 13: L0 against loss recovered, gated and baseline, at every site there is."""
     if scale == "paper":
@@ -191,7 +186,6 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "pilot": pilot,
     "neurons": neurons,
     "seeds": seeds,
-    "reference": reference,
     "sites": sites,
     "pareto": pareto,
     "rates": rates,

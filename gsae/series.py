@@ -52,11 +52,11 @@ def controls(experiment: str, scale: str | None = None) -> pd.DataFrame:
 
 
 def repaired(scale: str | None = None) -> pd.DataFrame:
-    """Fig. 9: baselines of the gated width, the same repaired, and the Gated SAE."""
+    """Fig. 9: baselines of the gated width, the same repaired, and the Gated SAE of the same seeds."""
     at = experiments.scale(scale)
-    gated = named(evidence.load(aftermath.RUNS, at))
-    same = evidence.load("same_width", at).assign(series=SAME)
-    return pd.concat([same, controls("same_width", at), gated[gated["series"] == GATED]], ignore_index=True)
+    gated, same = named(evidence.load(aftermath.RUNS, at)), evidence.load("same_width", at).assign(series=SAME)
+    gated = gated[(gated["series"] == GATED) & gated["seed"].isin(same["seed"])]
+    return pd.concat([same, controls("same_width", at), gated], ignore_index=True)
 
 
 def pruned(scale: str | None = None) -> pd.DataFrame:
