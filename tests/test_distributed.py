@@ -1,6 +1,7 @@
 """Several processes: equal gradients, weights and evidence; one harvest; all stop together. Two CPU ranks."""
 
 import ast
+import atexit
 import json
 import os
 import signal
@@ -15,13 +16,17 @@ from safetensors.torch import load_file, save_file
 from test_safety import BASE, HERE, LAMS, RUNS, files, tiny_world
 from test_training import DEAD, M, batches, n, plan
 
-from gsae import activations, checkpoints, cli, distributed, experiments, runner, stack, training
+from gsae import activations, checkpoints, distributed, experiments, runner, stack, training
 from gsae.distributed import ALONE, RankError, Ranks
 from gsae.experiments import grid
 from gsae.stack import Stack, gradient_form
 
 SWEEP = [*grid(BASE, seed=[0, 1], lam=LAMS[:1]), *grid(BASE, lam=LAMS[:1], M=[12])]  # three stacks, of unequal work
-ARCHES = ("baseline", "gated")
+ARCHES, DTYPES = ("baseline", "gated"), ("float32", "bfloat16")
+# Relative, of two processes against one with the same global batch: gradients and terms, in norm (seen: 1.3e-7 and
+# 0.0027), and the metrics at the end (2.4e-7 and 0.025), where rounding noise can be a whole step of Adam.
+GRADIENTS = {"float32": 1e-5, "bfloat16": 0.01}
+FINALS = {"float32": 0.01, "bfloat16": 0.08}
 
 
 def wide(step):
@@ -33,19 +38,19 @@ def even(arch="gated", **changes):
     return plan(arch, batch=10, **changes)
 
 
-def gradients(arch, ranks):
+def gradients(arch, dtype, ranks):
     """Of the global batch, for weights away from their start."""
     p = even(arch)
     s = Stack(p, ranks)
     generator = torch.Generator().manual_seed(1)
     w = {k: t[0] + 0.3 * torch.randn(t[0].shape, generator=generator) for k, t in s.w.items()}
     x = ranks.slice(wide(0))
-    grads, terms, stats = gradient_form(arch, (), n, M, False)(w, x, torch.tensor(0.3), torch.float32)
+    grads, terms, stats = gradient_form(arch, (), n, M, False)(w, x, torch.tensor(0.3), getattr(torch, dtype))
     if ranks.world > 1:
         grads, terms, stats = ranks.mean(grads, terms, {**stats, "spoiled": ~x.isfinite().all()})
-    grads = {f"{arch}.{k}": g for k, g in grads.items()}
-    more = {**terms, "l0": stats["l0"], "fired": stats["fired"].float()}
-    return {**grads, **{f"{arch}.term.{k}": t.reshape(-1) for k, t in more.items()}}
+    more = {**terms, "l0": stats["l0"], "fired": stats["fired"]}
+    found = {**grads, **{f"term.{k}": t.reshape(-1) for k, t in more.items()}}
+    return {f"{arch}.{dtype}.{k}": t.float() for k, t in found.items()}
 
 
 def double_weights(arch, ranks):
@@ -66,24 +71,25 @@ def double_weights(arch, ranks):
         torch.set_default_dtype(torch.float32)
 
 
-def finals(arch, ranks):
-    """Mean terms and l0 of the last quarter of a run in fp32."""
-    s = Stack(even(arch, steps=400), ranks)
+def finals(arch, dtype, ranks):
+    """Mean terms and l0 of the last quarter of a run."""
+    s = Stack(even(arch, steps=200, dtype=dtype), ranks)
     training.fit(s, wide, bar=False)
     rows = torch.tensor([[row[4:8] for row in logged] for logged in s.curve[-50:]])
     return rows.mean(0).tolist()
 
 
 def work(out: Path) -> None:
-    """What each rank does; the tests below look at what it wrote."""
+    """What each rank does before the command that it was started for; the tests below look at what it wrote."""
     ranks = distributed.start()
     assert isinstance(ranks, Ranks) and ranks is distributed.start()
     report = {"world": ranks.world, "agreed": ranks.agree([ranks.first, not ranks.first])}
     grads, weights = {}, {}
     for arch in ARCHES:
-        grads |= gradients(arch, ranks)
         weights |= double_weights(arch, ranks)
-        report[arch] = finals(arch, ranks)
+        for dtype in DTYPES:
+            grads |= gradients(arch, dtype, ranks)
+            report[f"{arch}.{dtype}"] = finals(arch, dtype, ranks)
     save_file(grads, out / f"grads-{ranks.rank}.safetensors")
     save_file(weights, out / f"weights-{ranks.rank}.safetensors")
 
@@ -116,36 +122,47 @@ def work(out: Path) -> None:
     activations._collect = lambda *a: (harvested.append(a[-2]), collect(*a))
     runner.fit = lambda s, *a, **k: (trained.append([s.plan.seed, s.plan.M, s.ranks.world]), fit(s, *a, **k))[1]
     experiments.EXPERIMENTS["pareto"] = lambda at: SWEEP
-    report["code"] = cli.main(["run", "pareto", "--scale", "smoke"])  # three stacks for two ranks: dealt out
     runner.run(RUNS[1:], "smoke")  # one stack: trained together
     report |= {"harvested": harvested, "trained": trained}
-    (out / f"report-{ranks.rank}.json").write_text(json.dumps(report))
+    atexit.register(lambda: (out / f"report-{ranks.rank}.json").write_text(json.dumps(report)))
+
+
+START = """
+import os, sys, traceback
+if "RANK" in os.environ:
+    try:
+        from pathlib import Path
+        import test_distributed
+        test_distributed.work(Path({out!r}))
+    except BaseException:  # which Python would pass over
+        traceback.print_exc()
+        os._exit(1)
+"""
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """Two ranks' work, once: the folder they wrote to, their reports, what they printed."""
     out = tmp_path_factory.mktemp("ranks")
-    script = out / "work.py"
-    script.write_text(
-        f"import sys\nfrom pathlib import Path\nsys.path[:0] = {[str(HERE.parent), str(HERE)]!r}\n"
-        f"import test_distributed\ntest_distributed.work(Path({str(out)!r}))\n"
-    )
+    (out / "sitecustomize.py").write_text(START.format(out=str(out)))  # Python runs it before the command
     environment = {**os.environ, "GSAE_CACHE": str(out), "GSAE_EVIDENCE": str(out / "evidence")}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (HERE.parent, HERE, out)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "gsae", "run", "pareto", "--scale", "smoke"]  # three stacks for two ranks: dealt out
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return out, [json.loads((out / f"report-{i}.json").read_text()) for i in (0, 1)], done.stdout
 
 
-def test_data_parallel_gradients_equal_those_of_one_process(ranks):
-    expected = {k: t for arch in ARCHES for k, t in gradients(arch, ALONE).items()}
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_data_parallel_gradients_equal_those_of_one_process(ranks, dtype):
+    expected = {k: t for arch in ARCHES for k, t in gradients(arch, dtype, ALONE).items()}
     for i in (0, 1):
-        found = load_file(ranks[0] / f"grads-{i}.safetensors")
+        found = {k: t for k, t in load_file(ranks[0] / f"grads-{i}.safetensors").items() if f".{dtype}." in k}
         assert set(found) == set(expected)
         for name, t in expected.items():
-            torch.testing.assert_close(found[name], t, rtol=1e-4, atol=1e-6, msg=name)
+            assert (found[name] - t).norm() <= GRADIENTS[dtype] * t.norm(), name
 
 
 def test_data_parallel_weights_equal_those_of_one_process_in_float64(ranks):
@@ -156,11 +173,12 @@ def test_data_parallel_weights_equal_those_of_one_process_in_float64(ranks):
             torch.testing.assert_close(found[0][name], t, rtol=1e-9, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("arch", ARCHES)
-def test_data_parallel_training_ends_at_the_same_metrics(ranks, arch):
-    expected = torch.tensor(finals(arch, ALONE))
+def test_data_parallel_training_ends_at_the_same_metrics(ranks, arch, dtype):
+    expected = torch.tensor(finals(arch, dtype, ALONE))
     for report in ranks[1]:
-        torch.testing.assert_close(torch.tensor(report[arch]), expected, rtol=0.03, atol=1e-3)
+        torch.testing.assert_close(torch.tensor(report[f"{arch}.{dtype}"]), expected, rtol=FINALS[dtype], atol=1e-4)
 
 
 def test_a_sweep_over_ranks_leaves_the_evidence_of_one_process(ranks, tmp_path, monkeypatch):
@@ -177,13 +195,11 @@ def test_a_sweep_over_ranks_leaves_the_evidence_of_one_process(ranks, tmp_path, 
     for run in RUNS[1:]:  # by both, whose sums are in another order
         assert found[run.id]["metrics"]["ce_clean"] == pytest.approx(whole[run.id]["metrics"]["ce_clean"])
         assert found[run.id]["metrics"]["fvu"] == pytest.approx(whole[run.id]["metrics"]["fvu"], rel=0.05)
-    assert [r["code"] for r in reports] == [0, 0] and printed.count("loss_recovered") == 1  # one table
+    assert printed.count("loss_recovered") == 1  # one table
     (mine, other) = (r["trained"] for r in reports)
-    assert len(mine) + len(other) == 5 and mine[-1] == other[-1] == [0, 31, 2]
-    assert sorted([*mine[:-1], *other[:-1]]) == [[0, 12, 1], [0, 31, 1], [1, 31, 1]] and {len(mine), len(other)} == {
-        2,
-        3,
-    }
+    assert len(mine) + len(other) == 5 and mine[0] == other[0] == [0, 31, 2]
+    assert sorted([*mine[1:], *other[1:]]) == [[0, 12, 1], [0, 31, 1], [1, 31, 1]]
+    assert {len(mine), len(other)} == {2, 3}
     assert not list(out.glob("checkpoints/*"))
 
 
