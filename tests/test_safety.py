@@ -338,10 +338,18 @@ def test_a_sweep_on_a_full_disk_keeps_what_is_finished_and_goes_on_from_there(wo
     assert not list(folder.glob("checkpoints/*"))
 
 
-@pytest.fixture
-def small_disk(tmp_path):
+@pytest.fixture(params=["a small disk", "small files"])
+def small_disk(tmp_path, request):
+    """A folder that holds no more than 1 MB; without root, one in which no file may."""
     folder = tmp_path / "small"
     folder.mkdir()
+    if request.param == "small files":
+        resource = pytest.importorskip("resource", reason="limits of a process are a matter of Unix")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+        yield folder
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        return
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if os.getuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk takes root")
@@ -354,12 +362,13 @@ def test_a_disk_that_is_really_full(small_disk, monkeypatch):
     checkpoints.write(path, {"w": torch.zeros(150_000)}, {})
     before = path.read_bytes()
     with pytest.raises(disk.WriteError, match="weights.safetensors"):
-        checkpoints.write(path, {"w": torch.ones(150_000)}, {})
+        checkpoints.write(path, {"w": torch.ones(300_000)}, {})
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
     with pytest.raises(disk.WriteError, match="meta.json"):
-        disk.write_json(small_disk / "meta.json", {"text": "x" * 600_000})
-    with pytest.raises(OSError, match="make room"):
-        activations._allocate(small_disk / "store", 10_000, 64)
+        disk.write_json(small_disk / "meta.json", {"text": "x" * 1_200_000})
+    if small_disk.is_mount():
+        with pytest.raises(OSError, match="make room"):
+            activations._allocate(small_disk / "store", 10_000, 64)
     monkeypatch.setattr(activations.shutil, "disk_usage", lambda f: shutil._ntuple_diskusage(10**9, 0, 10**9))
     with pytest.raises(disk.WriteError, match="cannot reserve 1,280,000 bytes for .*rows.bf16"):
         activations._allocate(small_disk / "store", 10_000, 64)
@@ -499,14 +508,49 @@ def slow_sweep(name, log, patch):
         at = checkpoints.state(checkpoint)["step"] if checkpoint.exists() else 0
         with open(log, "a") as file:
             file.write(f"{name} {s.plan.seed} {at}\n")
-        pause = 0.5 if name == "victim" else 0.05
-        return fit(s, lambda step: (time.sleep(pause), source(step))[1], checkpoint, every=0.0)
+        return fit(s, lambda step: (time.sleep(0.05), source(step))[1], checkpoint, every=0.0)
 
     patch(runner, "fit", watched)
+    if name == "victim":
+        stuck_in_a_save(log.parent / "half", patch)
+    if name.startswith("early"):
+        meet_before_the_harvest(name, log, patch)
     Path(log.parent, name).touch()
     while not Path(log.parent, f"go-{name}").exists():
         time.sleep(0.01)
     runner.run(SWEEP, "smoke")
+
+
+def stuck_in_a_save(half, patch):
+    """Never rename the checkpoint of step 4, and say when it is on disk."""
+    save_file = checkpoints.save_file
+
+    def stuck(tensors, path, header):
+        save_file(tensors, path, header)
+        if json.loads(header["gsae"]).get("step") == 4:
+            half.touch()
+            time.sleep(1000)
+
+    patch(checkpoints, "save_file", stuck)
+
+
+def meet_before_the_harvest(name, log, patch):
+    """Go for the store once the other process does as well; note who makes it, and take one's time."""
+    harvest, collect = runner.Site.harvest, activations._collect
+
+    def met(*of):
+        Path(log.parent, f"at-the-store-{name}").touch()
+        wait_for(lambda: len(list(log.parent.glob("at-the-store-*"))) == 2, [])
+        return harvest(*of)
+
+    def noted(*of):
+        with open(log, "a") as file:
+            file.write(f"{name} store 0\n")
+        time.sleep(0.3)
+        collect(*of)
+
+    patch(runner.Site, "harvest", met)
+    patch(activations, "_collect", noted)
 
 
 def wait_for(condition, processes, seconds=200):
@@ -517,37 +561,67 @@ def wait_for(condition, processes, seconds=200):
     return found
 
 
-def test_processes_share_a_sweep_and_inherit_from_one_that_was_killed(world, tmp_path, monkeypatch):
-    """One is killed in the middle of a stack, holding its lock; another and this one then finish the sweep together."""
-    here, log = world("here"), tmp_path / "log"
-    here.mkdir()
-    code = WORKER.format(paths=[str(HERE.parent), str(HERE)], log=str(log))
-    them = [subprocess.Popen([sys.executable, "-c", code, name]) for name in ("victim", "second")]
-    threads = torch.get_num_threads()
+@pytest.fixture
+def worker(world, tmp_path):
+    """Starts a process that runs the sweep, by name, once `go-name` is there; ended with the test."""
+    them, threads = [], torch.get_num_threads()
+    code = WORKER.format(paths=[str(HERE.parent), str(HERE)], log=str(tmp_path / "log"))
+
+    def start(name):
+        them.append(subprocess.Popen([sys.executable, "-c", code, name]))
+        return them[-1]
+
     torch.set_num_threads(1)
-    try:
-        whole = world("whole")
-        runner.run(SWEEP, "smoke")
-        world("here")
-        (tmp_path / "go-victim").touch()
-        (saved,) = wait_for(lambda: list(here.glob("checkpoints/[0-9a-f]*.safetensors")), them)
-        wait_for(lambda: checkpoints.state(saved)["step"] >= 3 and (tmp_path / "second").exists(), them)
-        them[0].send_signal(signal.SIGKILL)
-        assert them[0].wait() == -signal.SIGKILL
-        for name in ("second", "third"):
-            (tmp_path / f"go-{name}").touch()
-        slow_sweep("third", log, monkeypatch.setattr)
-        assert them[1].wait(100) == 0
-    finally:
-        torch.set_num_threads(threads)
-        for process in them:
-            process.kill()
+    yield start
+    torch.set_num_threads(threads)
+    for process in them:
+        process.kill()
+
+
+def test_processes_share_a_sweep_and_inherit_from_one_that_was_killed(world, worker, tmp_path, monkeypatch):
+    """One is killed in the middle of a stack and of a save, holding its lock; another and this one then finish the
+    sweep together."""
+    here, log = world("here"), tmp_path / "log"
+    victim, second = worker("victim"), worker("second")
+    whole = world("whole")
+    runner.run(SWEEP, "smoke")
+    world("here")
+    (tmp_path / "go-victim").touch()
+    wait_for(lambda: (tmp_path / "half").exists() and (tmp_path / "second").exists(), [victim, second])
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    assert sorted(path.name[0] == "." for path in here.glob("checkpoints/*")) == [False, True]  # step 3, half of 4
+    for name in ("second", "third"):
+        (tmp_path / f"go-{name}").touch()
+    slow_sweep("third", log, monkeypatch.setattr)
+    assert second.wait(100) == 0
     lines = [line.split() for line in log.read_text().splitlines()]
     assert lines[0] == ["victim", "0", "0"] and sorted(seed for _, seed, _ in lines[1:]) == ["0", "1", "2"]
     assert {name for name, _, _ in lines[1:]} == {"second", "third"}  # both worked
-    assert next(int(at) for name, seed, at in lines[1:] if seed == "0") >= 3  # and one went on where the victim was
+    assert {seed: at for _, seed, at in lines[1:]} == {"0": "3", "1": "0", "2": "0"}  # one went on where the victim was
     assert files(here) == files(whole) and len(files(here)) == len(SWEEP)
-    assert not list(here.glob("checkpoints/[0-9a-f]*"))
+    assert not list(here.glob("checkpoints/*"))  # which finds names with a dot as well
+
+
+def test_two_processes_that_find_an_empty_cache_make_one_store_and_share_the_sweep(
+    world, worker, tmp_path, monkeypatch
+):
+    here, log, other = world("here"), tmp_path / "log", worker("early-one")
+    whole = world("whole")
+    runner.run(SWEEP, "smoke")
+    world("here")
+    wait_for((tmp_path / "early-one").exists, [other])
+    assert not here.exists()
+    for name in ("early-one", "early-two"):
+        (tmp_path / f"go-{name}").touch()
+    slow_sweep("early-two", log, monkeypatch.setattr)
+    assert other.wait(100) == 0
+    made = sorted(tuple(line.split()[1:]) for line in log.read_text().splitlines())
+    assert made == [("0", "0"), ("1", "0"), ("2", "0"), ("store", "0")]  # each once, by either
+    stores = [{p.name: p.read_bytes() for p in root.glob("activations/*/*/*")} for root in (here, whole)]
+    assert stores[0] == stores[1] and set(stores[0]) == {activations.DATA, activations.META}
+    assert files(here) == files(whole) and len(files(here)) == len(SWEEP)
+    assert not list(here.glob("checkpoints/*"))
 
 
 def test_a_lock_does_not_depend_on_which_runs_are_left():
@@ -600,13 +674,15 @@ def test_nan_activations_are_named_and_leave_no_evidence(world, monkeypatch, fit
     assert len(fits) == (where == "evaluation") and not files(folder)
 
 
-def test_an_evidence_file_under_a_wrong_hash_stops_the_sweep_by_name(world):
+def test_an_evidence_file_under_a_wrong_hash_stops_the_sweep_by_name(world, fits):
     folder = world("here")
-    runner.run(RUNS[:1], "smoke")
-    (path,) = folder.glob("evidence/smoke/*/*.json")
+    runner.run(RUNS[:2], "smoke")
+    (path,) = folder.glob(f"evidence/smoke/*/{RUNS[0].id}.json")
     record = json.loads(path.read_text())
     record["run"]["lam"] = 0.07
     path.write_text(json.dumps(record))
+    kept = {p: p.read_bytes() for p in folder.glob("evidence/smoke/*/*")}
     with pytest.raises(evidence.EvidenceError, match=f"{path.name} its id is not the hash of its fields"):
         runner.run(RUNS, "smoke")
-    assert list(folder.glob("evidence/smoke/*/*.json")) == [path] and not list(folder.glob("checkpoints/*"))
+    assert {p: p.read_bytes() for p in folder.glob("evidence/smoke/*/*")} == kept and len(kept) == 2
+    assert len(fits) == 1  # before anything else was trained
