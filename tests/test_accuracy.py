@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gsae import metrics, optim, stack, stats, toy
+from gsae import metrics, optim, sparse, stack, stats, toy
 from gsae.gradients import autograd_form
 from gsae.stack import Plan, Stack
 
@@ -12,8 +12,9 @@ STEPS, BATCH, LAMS = 300, 256, (0.1, 0.3, 0.6)
 TOLERANCE = {"l0": 0.01, "fvu": 0.01, "gamma": 0.002}
 
 
-def frontier(arch, dtype, compiled, monkeypatch):
+def frontier(arch, dtype, compiled, monkeypatch, sparsely=False):
     """L0, FVU and gamma on unseen samples for each lambda; with `compiled` None, by autograd of the plain class."""
+    steps = []
     data = toy.SparseData(24, 40, 3.0, noise=0.05, seed=1)
     x, _ = data.sample(STEPS * BATCH, seed=2)
     plan = Plan(arch, 24, 60, LAMS, STEPS, BATCH, lr=3e-3, seed=0, dtype=dtype, resample=())
@@ -21,9 +22,17 @@ def frontier(arch, dtype, compiled, monkeypatch):
         patch.setattr(Stack, "fast", bool(compiled))
         if compiled is None:
             patch.setattr(stack, "gradient_form", lambda *of: autograd_form(plan.sae()))
+        if sparsely:  # as runs of 1,024 latents and more do once few are on
+            stack.gradient_form.cache_clear()
+            patch.setattr(sparse, "LEAST_M", 1)
+            patch.setitem(sparse.SHARE, "cpu", 1 / 4)
+            patch.setattr(sparse, "Open", lambda *of, made=sparse.Open: steps.append(1) or made(*of))
         trained = Stack(plan)
         for step in range(STEPS):
             trained.train_step(x[step * BATCH : (step + 1) * BATCH])
+    if sparsely:
+        stack.gradient_form.cache_clear()
+    assert (len(steps) > STEPS * len(LAMS) / 2) == sparsely
     unseen, _ = data.sample(20_000, seed=3)
     rows = []
     for k in range(len(LAMS)):
@@ -40,8 +49,9 @@ def frontier(arch, dtype, compiled, monkeypatch):
 @pytest.mark.parametrize("arch", ["gated", "baseline"])
 def test_the_fast_path_ends_at_the_frontier_of_the_plain_float32_loop(arch, monkeypatch):
     plain = frontier(arch, "float32", None, monkeypatch)
-    fast = frontier(arch, "bfloat16", optim.compiler(), monkeypatch)
     assert plain[0]["l0"] > 2 * plain[-1]["l0"], "the lambdas span a frontier"
-    for one, other in zip(plain, fast, strict=True):
-        for name, tolerance in TOLERANCE.items():
-            assert other[name] == pytest.approx(one[name], rel=tolerance), (name, one, other)
+    for sparsely in (False, True):
+        fast = frontier(arch, "bfloat16", optim.compiler(), monkeypatch, sparsely)
+        for one, other in zip(plain, fast, strict=True):
+            for name, tolerance in TOLERANCE.items():
+                assert other[name] == pytest.approx(one[name], rel=tolerance), (name, sparsely, one, other)
