@@ -132,10 +132,10 @@ def rates(scale: str) -> list[Run]:
 
 
 def ablations(scale: str) -> list[Run]:
-    """Fig. 8 and further arms, by the side of the gated and baseline runs of `neurons`."""
-    run, lams = base(scale), lambdas(scale)
-    main, few = (lams, lams[:1]) if scale == "smoke" else (lams[:4], lams[1:3])
-    found = neurons(scale)
+    """Fig. 8 and further arms, by the side of the gated and baseline runs of `seeds` of the first seed."""
+    run, lams, _ = main_sweep(scale)
+    main, few = (lams, lams[:1]) if scale == "smoke" else (lams[:-1][:4], lams[1:3])
+    found = [run for run in seeds(scale) if run.seed == 0]
     for switches in ({"freeze": "none"}, {"tie": "shared"}, {"tie": "none"}):
         found += grid(replace(run, **switches), lam=main)
     for switches in ({"auxiliary": False}, {"step": False}, {"freeze": "W_dec"}, {"centre_grad": False},
@@ -151,9 +151,9 @@ def same_width(scale: str) -> list[Run]:
 
 
 def resampling(scale: str) -> list[Run]:
-    """Appendix D: both arms without resampling, at one lambda of `neurons`."""
-    lams = lambdas(scale)
-    return both([replace(base(scale), lam=lams[len(lams) // 2], resample=())])
+    """Appendix D: both arms without resampling, at one lambda of `seeds`."""
+    run, lams, share = main_sweep(scale)
+    return both([replace(run, lam=lams[len(lams) // 2], resample=())], share)
 
 
 def study(scale: str) -> list[Run]:

@@ -152,7 +152,7 @@ def resampling(scale: str) -> Verdict:
     Not tested where less than 1 % are dead without it. (This premise was written down after the first pair of runs, in
     which one latent in 2,048 was dead: by the bare rule they would have been `not reproduced`.)
     """
-    without, runs = evidence.load("resampling", scale), evidence.load("neurons", scale)
+    without, runs = evidence.load("resampling", scale), evidence.load("seeds", scale)
     keys = ["arch", "lam", "seed"]
     pairs = without.merge(runs, on=keys, suffixes=("", "_with"))
     if waiting := unfinished(pd.concat([without, runs.merge(without[keys], on=keys)])):

@@ -193,9 +193,9 @@ def test_resampling(monkeypatch):
     for dead, verdict in ((0.3, PARTLY), (0.05, NOT), (0.005, NOT_TESTED)):
         without = pd.DataFrame([run(20, 0.1, dead=dead, arch=a, resample=()) for a in ("gated", "baseline")])
         runs = without.assign(resample=[(0.15,)] * 2, dead_fraction=0.1)
-        read(monkeypatch, resampling=without, neurons=runs)
+        read(monkeypatch, resampling=without, seeds=runs)
         assert judges_why.resampling("cpu").verdict == verdict
-    read(monkeypatch, resampling=without, neurons=without)
+    read(monkeypatch, resampling=without, seeds=without)
     assert judges_why.resampling("cpu").verdict == NOT_TESTED
 
 
