@@ -76,7 +76,7 @@ def pilot(scale: str) -> list[Run]:
 def neurons(scale: str) -> list[Run]:
     """MLP neurons of a one-layer model, gated and baseline, one seed and the same lambdas in both arms.
 
-    At cpu the first pass, a fifth of the tokens: from it the lambdas of `seeds` were chosen and the ablations go on.
+    At cpu the first pass, a fifth of the tokens, from which the lambdas of `seeds` were chosen; no verdict rests on it.
     """
     return both(grid(base(scale), lam=lambdas(scale)))
 
