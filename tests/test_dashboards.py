@@ -335,15 +335,26 @@ def test_a_blind_fragment_tells_nothing_of_the_sae():
     one = hostile()
     scaled = [{**e, "acts": [3 * a for a in e["acts"]]} for e in one["sample"]]
     changes = {
-        "latent": 12345, "histogram": {"width": 2.0, "counts": [0, 0, 5]}, "similar": [[3456, 0.1]],
+        "latent": 12345, "histogram": {"width": 1.5, "counts": [4, 0, 1]}, "similar": [[3456, 0.1]],
         "neurons": [[1, 0.9]], "aligned": [[7, 0.4]], "max": 15, "sample": scaled,
         "top": [{k: v for k, v in e.items() if k != "q"} for e in scaled],
     }  # fmt: skip
     assert dashboards.fragment(one, True) == dashboards.fragment(hostile(**changes), True)
-    for name in ("latent", "histogram", "similar", "neurons", "aligned"):
+    # A gate lifts every activation by the same amount, and leaves a gap above 0.
+    lifted = [{**e, "acts": [a and a + 4 for a in e["acts"]]} for e in one["sample"]]
+    gap = {"max": 9, "histogram": {"width": 0.5, "counts": [0] * 8 + [4, 0, 1]}, "sample": lifted}
+    gap["top"] = [{k: v for k, v in e.items() if k != "q"} for e in lifted]
+    assert dashboards.fragment(one, True) == dashboards.fragment(hostile(**gap), True)
+    assert dashboards.fragment(one) != dashboards.fragment(hostile(**gap))
+    for name in ("latent", "similar", "neurons", "aligned"):
         changed = hostile(**{name: changes[name]})
         assert dashboards.fragment(one) != dashboards.fragment(changed)
         assert dashboards.fragment(one, True) == dashboards.fragment(changed, True)
+
+
+def test_densities_are_plain_numbers():
+    for density, blind, shown in ((0.31, True, "30 %"), (0.31, False, "31 %"), (0.00123, True, "0.1 %")):
+        assert f"On at {shown} of tokens" in dashboards.fragment(hostile(density=density), blind)
 
 
 def test_a_latent_that_is_never_on_says_so():

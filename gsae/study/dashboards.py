@@ -12,9 +12,12 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+
 from gsae import disk
 from gsae.study.data import quantiles
 
+STEPS = 4  # shades on a rating page
 SPACES = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
 
 
@@ -30,27 +33,41 @@ def visible(text: str) -> str:
     return escape("".join(shown))
 
 
-def snippet(example: dict, top: float | int) -> str:
-    """One example as text, tokens shaded by their activation over `top`, the example's own token in a `<mark>`."""
+def shade(act: float | int, latent: dict, blind: bool) -> float:
+    """How dark a token is, 0 to 1: its activation over the latent's maximum.
+
+    Blind, its rank among the latent's activations above 0, in `STEPS` steps: a gate leaves a gap above 0, and shares of
+    the maximum would show it.
+    """
+    if not blind:
+        return min(act / latent["max"], 1)
+    counts, width = latent["histogram"]["counts"], latent["histogram"]["width"]
+    rank = np.interp(act, np.arange(len(counts) + 1) * width, np.cumsum([0, *counts]) / sum(counts))
+    return max(1, math.ceil(rank * STEPS)) / STEPS
+
+
+def snippet(example: dict, latent: dict, blind: bool) -> str:
+    """One example as text, tokens shaded by their activation, the example's own token in a `<mark>`."""
     parts = []
     for i, (token, act) in enumerate(zip(example["tokens"], example["acts"], strict=True)):
         text = visible(token)
         if act > 0:
-            tag, share = ("mark" if i == example["at"] else "span"), min(act / top, 1)
-            text = f'<{tag} style="--a:{share:.2g}" title="{share:.0%} of the maximum">{text}</{tag}>'
+            tag, share = ("mark" if i == example["at"] else "span"), shade(act, latent, blind)
+            told = "" if blind else f' title="{share:.0%} of the maximum"'
+            text = f'<{tag} style="--a:{share:.2g}"{told}>{text}</{tag}>'
         # Isolated, so that a right-to-left token cannot reorder its neighbours.
         parts.append(f"<bdi>{text}</bdi>" if act > 0 or not token.isascii() else text)
     return f'<span class="text" dir="ltr">{"".join(parts)}</span>'
 
 
-def examples(title: str, rows: list[dict], top: float | int, blind: bool) -> str:
+def examples(title: str, rows: list[dict], latent: dict, blind: bool) -> str:
     if not rows:
         return ""
     items = []
     for e in rows:
-        act = e["acts"][e["at"]]
-        value = f"{act / top:.0%}" if blind else f"{act:.3g}"
-        items.append(f'<li><span class="value" aria-label="activation {value}">{value}</span>{snippet(e, top)}</li>')
+        value = f"{e['acts'][e['at']]:.3g}"
+        told = "" if blind else f'<span class="value" aria-label="activation {value}">{value}</span>'
+        items.append(f"<li>{told}{snippet(e, latent, blind)}</li>")
     return f"<h4>{escape(title)}</h4><ol>{''.join(items)}</ol>"
 
 
@@ -97,7 +114,7 @@ def groups(latent: dict) -> list[tuple[str, list[dict]]]:
 
 
 def density(latent: dict, blind: bool) -> str:
-    share = f"{100 * latent['density']:.{1 if blind else 2}g}"
+    share = f"{float(format(100 * latent['density'], '.1g' if blind else '.2g')):g}"
     return f"On at {share} % of tokens" + ("" if blind else f", at most {latent['max']:.3g}")
 
 
@@ -107,17 +124,16 @@ def fragment(latent: dict, blind: bool = False, style: bool = True) -> str:
     Args:
         latent: one entry of `collect(...)["latents"]`.
         blind: leave out whatever could tell the architecture, site or layer (D15): indices, similar latents (their
-            numbers give the dictionary's size), neurons, the histogram (a gate leaves a gap above 0) and the scale of
-            the activations. Left in, since the paper's raters saw them too and no rating is possible without: the
-            examples, shaded relative to the latent's maximum, the density to one digit, and the logits.
+            numbers give the dictionary's size), neurons, the histogram and every value of an activation (a gate leaves
+            a gap above 0). Left in, since the paper's raters saw them too and no rating is possible without: the
+            examples, shaded by rank among the latent's activations, the density to one digit, and the logits.
         style: include the style sheet; False where the page already holds `css()`.
     """
     number = "" if blind else f"<h3>Latent {latent['latent']}</h3>"
-    top = latent["max"]
-    if not top > 0:
+    if not latent["max"] > 0:
         body = "<p>Never on in the text that was read.</p>"
     else:
-        shown = "".join(examples(title, rows, top, blind) for title, rows in groups(latent))
+        shown = "".join(examples(title, rows, latent, blind) for title, rows in groups(latent))
         effect = logits("Logits most raised", latent["logits"]["raised"])
         effect += logits("Logits most lowered", latent["logits"]["lowered"])
         extra = "" if blind else histogram(latent["histogram"]) + facts(latent)

@@ -12,7 +12,7 @@ from gsae.verdicts import NOT_RUN, NOT_TESTED, Verdict, graded
 
 PAIRS, LEAST, SEED = 5, 60, 0  # at least so many pairs a page, and in all
 QUARTILES = (0.25, 0.5, 0.75)
-COMMAND = "gsae study score ratings-*.json --key key.json"
+COMMAND = "gsae study score ratings-*.json --key key.json --partial"  # who stops half way rates, too
 
 
 def dealt(places: int, fewest: int) -> tuple[int, int]:
@@ -46,9 +46,14 @@ def study(folder: Path) -> tuple[dict, dict[str, dict]] | None:
 
 
 def publish(folder: Path, target: Path) -> list[Path]:
-    """Write rating pages and key to `target`; returns the pages, then the key; nothing where nothing is collected."""
+    """Write rating pages and key to `target`; returns the pages, then the key; nothing where nothing is collected.
+    Pages of an earlier study there are removed.
+    """
     made = study(folder)
-    return page.write(*made, target, force=True) if made else []
+    written = page.write(*made, target, force=True) if made else []
+    for old in set(Path(target).glob("rate*.html")) - set(written):
+        old.unlink()
+    return written
 
 
 def names(key: dict) -> list[str]:
@@ -158,7 +163,9 @@ def judged(folder: Path) -> Verdict:
     """
     found = analysis(folder)
     if found is None:
-        return Verdict(NOT_RUN, f"no ratings on record; what settles it: `{COMMAND}`")
+        more = larger(folder).partition("gsae study make")
+        pages = f"`{more[1]}{more[2]}`, raters, then " if more[1] else ""
+        return Verdict(NOT_RUN, f"no ratings on record; what settles it: {pages}`{COMMAND}`")
     of = found["comparisons"][0]["contrasts"]["all"]
     ours = f"{of['difference']:+.2f} {report.bounds(of['interval'], '+')}, {of['pairs']} pairs, "
     ours += f"{report.several(len(found['raters']), 'rater')}: {of['non_inferiority']}; one SAE an arm and place"
