@@ -132,14 +132,15 @@ def rates(scale: str) -> list[Run]:
 
 
 def ablations(scale: str) -> list[Run]:
-    """Fig. 8 and further arms, by the side of the gated and baseline runs of `seeds` of the first seed."""
+    """Fig. 8 and further arms, by the side of the gated and baseline runs of `seeds`: what has a verdict in every seed,
+    the further arms in the first."""
     run, lams, _ = main_sweep(scale)
     main, few = (lams, lams[:1]) if scale == "smoke" else (lams[:-1][:4], lams[1:3])
-    found = [run for run in seeds(scale) if run.seed == 0]
+    every, found = SEEDS.get(scale, [0]), seeds(scale)
     for switches in ({"freeze": "none"}, {"tie": "shared"}, {"tie": "none"}):
-        found += grid(replace(run, **switches), lam=main)
-    for switches in ({"auxiliary": False}, {"step": False}, {"freeze": "W_dec"}, {"centre_grad": False},
-                     {"magnitude_l1": True}):  # fmt: skip
+        found += grid(replace(run, **switches), seed=every, lam=main)
+    found += grid(replace(run, auxiliary=False), seed=every, lam=few)
+    for switches in ({"step": False}, {"freeze": "W_dec"}, {"centre_grad": False}, {"magnitude_l1": True}):
         found += grid(replace(run, **switches), lam=few)
     return found
 
@@ -147,7 +148,8 @@ def ablations(scale: str) -> list[Run]:
 def same_width(scale: str) -> list[Run]:
     """Fig. 9: baselines of the gated SAE's own width, whose shrinkage is then repaired (`gsae.controls`)."""
     run, lams, share = main_sweep(scale)
-    return [replace(wider(r), M=r.M, lam=rounded(share * r.lam)) for r in grid(run, lam=lams[:4])]
+    found = grid(run, seed=SEEDS.get(scale, [0]), lam=lams[:4])
+    return [replace(wider(r), M=r.M, lam=rounded(share * r.lam)) for r in found]
 
 
 def resampling(scale: str) -> list[Run]:
