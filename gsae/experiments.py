@@ -109,14 +109,15 @@ def sites(scale: str) -> list[Run]:
         return pilot(scale)
     if scale != "cpu":
         return both(grid(replace(base(scale), site="mlp_out"), lam=lambdas(scale)[1::2][:2]))
-    cells = grid(Run(**SETTINGS[scale]), layer=[8, 20], site=["mlp_out", "attn_z", "resid_post"])
-    return both([replace(run, lam=lam) for run in cells for lam in SITE_LAMBDAS])
+    cells = grid(replace(Run(**SETTINGS[scale]), tokens=SITE_TOKENS), layer=[8, 20], site=list(SITE_LAMBDAS))
+    return both([replace(run, lam=lam) for run in cells for lam in SITE_LAMBDAS[run.site]], BASELINE_SHARE)
 
 
 def position0(scale: str) -> list[Run]:
-    """D9: one pair that keeps position 0, the attention sink, at a site of `sites`."""
-    run = replace(Run(**SETTINGS[scale]), lam=SITE_LAMBDAS[1] if scale == "cpu" else lambdas(scale)[0])
-    return both([replace(run, keep_pos0=True)])
+    """D9: pairs that keep position 0, the attention sink; at cpu two places of `study`, whose runs do not."""
+    if scale == "cpu":
+        return [replace(run, keep_pos0=True) for run in study(scale) if (run.site, run.layer) in POSITION0]
+    return both([replace(Run(**SETTINGS[scale]), lam=lambdas(scale)[0], keep_pos0=True)])
 
 
 def longer(scale: str) -> list[Run]:
@@ -153,9 +154,14 @@ def same_width(scale: str) -> list[Run]:
 
 
 def resampling(scale: str) -> list[Run]:
-    """Appendix D: both arms without resampling, at one lambda of `seeds`."""
+    """Appendix D: both arms without resampling at one lambda of `seeds`, at cpu also at the largest lambda of the
+    residual streams of `sites`, where most latents die."""
     run, lams, share = main_sweep(scale)
-    return both([replace(run, lam=lams[len(lams) // 2], resample=())], share)
+    alone = [replace(run, lam=lams[len(lams) // 2])]
+    if scale == "cpu":
+        last = SITE_LAMBDAS["resid_post"][-1]
+        alone += [r for r in sites(scale) if (r.arch, r.site, r.lam) == ("gated", "resid_post", last)]
+    return both([replace(r, resample=()) for r in alone], share)
 
 
 def study(scale: str) -> list[Run]:
@@ -167,8 +173,15 @@ def study(scale: str) -> list[Run]:
     return pilot(scale)[::2] if scale == "smoke" else neurons(scale)
 
 
-# Lambdas of `sites`, from the pilot at one of its cells: there both arms cover L0 6 to 150. Three, for want of compute.
-SITE_LAMBDAS = log_spaced(0.06, 0.4, 3)
+# Tokens and gated lambdas of `sites`, from its first pass on half the tokens: there both arms cover L0 5 to 150, the
+# baseline at its share of each lambda. Four instead of five, for want of compute.
+SITE_TOKENS = 2_000_896
+SITE_LAMBDAS = {
+    "mlp_out": log_spaced(0.08, 0.45, 4),
+    "attn_z": log_spaced(0.08, 0.45, 4),
+    "resid_post": log_spaced(0.035, 0.2, 4),
+}
+POSITION0 = (("mlp_out", 8), ("resid_post", 8))  # site and layer of `study`
 # Site and layer -> lambdas of the gated SAE and of the baseline of its L0, from `gsae study pairs`.
 STUDY_LAMBDAS = {
     ("mlp_out", 8): (0.141, 0.116),
