@@ -190,13 +190,27 @@ def test_dictionaries_encoders_and_training_l0(monkeypatch):
 
 
 def test_resampling(monkeypatch):
-    for dead, verdict in ((0.3, PARTLY), (0.05, NOT), (0.005, NOT_TESTED)):
-        without = pd.DataFrame([run(20, 0.1, dead=dead, arch=a, resample=()) for a in ("gated", "baseline")])
-        runs = without.assign(resample=[(0.15,)] * 2, dead_fraction=0.1)
-        read(monkeypatch, resampling=without, seeds=runs)
-        assert judges_why.resampling("cpu").verdict == verdict
-    read(monkeypatch, resampling=without, seeds=without)
-    assert judges_why.resampling("cpu").verdict == NOT_TESTED
+    def judged(dead, with_it=0.1, seeds=1, resample=(0.15,)):
+        """`dead`: (site, arch) -> share of dead latents without resampling; sites are split over both tables."""
+        of = [(k, seed) for k in dead for seed in range(seeds)]
+        without = pd.DataFrame([
+            run(20, 0.1, seed, dead=dead[site, arch], arch=arch, lm="lm", site=site, layer=8, resample=(), id=f"{i}")
+            for i, ((site, arch), seed) in enumerate(of)
+        ])  # fmt: skip
+        runs = without.assign(resample=[resample] * len(of), dead_fraction=with_it, id=without["id"] + "with")
+        first = runs["site"] == "mlp_neurons"
+        read(monkeypatch, resampling=without, seeds=runs[first], sites=runs[~first])
+        return judges_why.resampling("cpu").verdict
+
+    neurons = lambda gated, baseline: {("mlp_neurons", "gated"): gated, ("mlp_neurons", "baseline"): baseline}  # noqa: E731
+    stream = lambda gated, baseline: {("resid_post", "gated"): gated, ("resid_post", "baseline"): baseline}  # noqa: E731
+    assert judged(neurons(0.3, 0.3)) == PARTLY and judged(neurons(0.3, 0.3), seeds=2) == REPRODUCED
+    assert judged(neurons(0.05, 0.3)) == NOT and judged(neurons(0.005, 0.005)) == NOT_TESTED
+    assert judged(neurons(0.3, 0.3), resample=()) == NOT_TESTED  # nothing resampled with it
+    # Where hardly a latent is dead there is nothing to tell: the other place decides, in both arms or partly.
+    assert judged(neurons(0.005, 0.005) | stream(0.3, 0.3), seeds=2) == REPRODUCED
+    assert judged(neurons(0.005, 0.005) | stream(0.3, 0.005), seeds=2) == PARTLY
+    assert judged(neurons(0.3, 0.3) | stream(0.05, 0.3), seeds=2) == NOT
 
 
 def test_known_dictionary(monkeypatch):
