@@ -116,7 +116,7 @@ def run(name: str, at: str, force: bool):
 
     from gsae import aftermath, controls
 
-    of = aftermath.KINDS if name == "controls" else (aftermath.RUNS,)
+    of = aftermath.KINDS if name == "controls" else aftermath.PURSUED
     return pd.concat([controls.run(name, one, at, force=force) for one in of], ignore_index=True)
 
 

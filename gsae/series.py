@@ -65,12 +65,13 @@ def pruned(scale: str | None = None) -> pd.DataFrame:
     return pd.concat([named(evidence.load(aftermath.RUNS, at)), controls(aftermath.RUNS, at)], ignore_index=True)
 
 
-def pursuits(scale: str | None = None) -> pd.DataFrame:
-    """Figs 10, 11: the encoders' codes (`s` is 0) and pursuit with `s` latents, of both arms; `l0_run` is the training
-    run's L0 on its whole evaluation set.
+def pursuits(scale: str | None = None, experiment: str = aftermath.RUNS) -> pd.DataFrame:
+    """Figs 10, 11: the encoders' codes (`s` is 0) and pursuit with `s` latents, of the runs of an experiment; `l0_run`
+    is the training run's L0 on its whole evaluation set.
     """
-    df = aftermath.table(aftermath.ITO, aftermath.RUNS, scale)
-    return named(df.assign(pursuit_tokens=df["tokens"], tokens=df["tokens_run"]))
+    df = aftermath.table(aftermath.ITO, experiment, scale)
+    df = named(df.assign(pursuit_tokens=df["tokens"], tokens=df["tokens_run"]))
+    return df.assign(series=SAME) if experiment == "same_width" else df
 
 
 def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> pd.DataFrame:

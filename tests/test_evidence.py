@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gsae import evidence, experiments, figures, figures_sites, metrics, series, stats
+from gsae import aftermath, evidence, experiments, figures, figures_sites, metrics, series, stats
 from gsae.experiments import Run, grid
 
 
@@ -162,7 +162,7 @@ def test_a_panel_a_site_and_layer_and_one_legend(draw):
     figure = draw(df)
     figure.canvas.draw()
     panels = {axes.get_title(): axes for axes in figure.axes}
-    assert len(panels) == 6 and "MISSING: 30 of 36" in figure.get_supxlabel()
+    assert len(panels) == 6 and "MISSING: 40 of 48" in figure.get_supxlabel()
     empty = {name for name, axes in panels.items() if any("no run" in t.get_text() for t in axes.texts)}
     assert set(panels) - empty == {"attention before W_O, layer 20"}
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {series.GATED, series.WIDE}
@@ -173,3 +173,14 @@ def test_intervals_hold_the_estimate():
     bounds = stats.intervals(df, ["l0", "gamma"])
     done = df["status"] == "done"
     assert (bounds["l0_low"][done] <= df["l0"][done] + 1e-9).all() and isinstance(bounds, pd.DataFrame)
+
+
+@pytest.mark.parametrize(("experiment", "names"), [
+    ("seeds", {series.GATED, series.WIDE}), ("same_width", {series.SAME}),
+])  # fmt: skip
+def test_pursuits_are_named_after_the_width_of_the_runs(experiment, names):
+    df = series.pursuits("cpu", experiment)
+    assert set(df["series"]) == names and set(df["s"]) == {0, *aftermath.PURSUITS}
+    runs = evidence.load(experiment, "cpu")
+    assert len(df) == 4 * len(runs) and set(df["run"]) == set(runs["id"])
+    assert (df["tokens"] == runs["tokens"].iloc[0]).all() and (df["pursuit_tokens"] == aftermath.TOKENS["cpu"]).all()
