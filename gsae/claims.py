@@ -18,6 +18,9 @@ from gsae.verdicts import NOT, NOT_RUN, NOT_TESTED, PARTLY, REPRODUCED, Verdict
 __all__ = ["CLAIMS", "NOT", "NOT_RUN", "NOT_TESTED", "PARTLY", "REPRODUCED", "Claim", "Verdict", "markdown", "of"]
 
 
+MARKS = {REPRODUCED: "✓", PARTLY: "◐", NOT: "✗", NOT_TESTED: "○", NOT_RUN: "…"}
+
+
 @dataclass(frozen=True)
 class Claim:
     """One row of the verdict table. `judge` takes a scale and reads what it needs; without one nothing has been run."""
@@ -103,14 +106,17 @@ CLAIMS = [
 
 
 def verdicts(scale: str | None = None, link: str | None = None) -> pd.DataFrame:
-    """One row a claim at a scale: item, sentence, rule, the paper's number, ours, verdict, link; of one page or all."""
+    """One row a claim at a scale, of one page or all: item, sentence, rule, the paper's number, ours, ours in brief,
+    runs, verdict, link.
+    """
     at, rows = experiments.scale(scale), []
     for claim in CLAIMS:
         if link is None or claim.link == link:
             found = claim.verdict(at)
             rows.append({"item": claim.item, "claim": claim.sentence, "rule": claim.rule, "paper": claim.paper,
-                         "ours": found.ours, "verdict": found.verdict, "link": claim.link})  # fmt: skip
-    return pd.DataFrame(rows, columns=["item", "claim", "rule", "paper", "ours", "verdict", "link"])
+                         "ours": found.ours, "brief": found.brief or found.ours, "runs": found.runs,
+                         "verdict": found.verdict, "link": claim.link})  # fmt: skip
+    return pd.DataFrame(rows, columns=[*"item claim rule paper ours brief runs verdict link".split()])
 
 
 def of(chapter: str, scale: str | None = None) -> Styler:
@@ -118,17 +124,21 @@ def of(chapter: str, scale: str | None = None) -> Styler:
     if not any(claim.link == f"notebooks/{chapter}" for claim in CLAIMS):
         known = ", ".join(sorted({claim.link.removeprefix("notebooks/") for claim in CLAIMS if claim.link}))
         raise KeyError(f"no claim links to {chapter!r}: expected one of {known}")
-    table = verdicts(scale, f"notebooks/{chapter}").drop(columns="link").set_index("item")
+    table = verdicts(scale, f"notebooks/{chapter}").drop(columns=["brief", "runs", "link"]).set_index("item")
     return table.style.set_properties(**{"text-align": "left", "white-space": "normal"})
 
 
 def markdown(scale: str = "cpu", prefix: str = "", evidence: str = "") -> str:
-    """The verdict table in Markdown; `prefix` leads from the page to the root of the book, `evidence` to the page of
-    evidence, and is empty in the book itself.
+    """How many claims have which verdict, and the table of verdicts, in Markdown; `prefix` leads from the page to the
+    root of the book, `evidence` to the page of evidence, and is empty in the book itself.
     """
-    lines = ["| paper | claim | pass rule | paper's value | ours | verdict |", "|---|---|---|---|---|---|"]
-    for row in verdicts(scale).itertuples():
+    df = verdicts(scale)
+    counts = ", ".join(f"{n} {word}" for word in MARKS if (n := (df["verdict"] == word).sum()))
+    lines = [f"{len(df)} claims at scale `{scale}`: {counts}.", ""]
+    lines += ["| paper | claim | paper's value | ours | runs | verdict |", "|---|---|---|---|---|---|"]
+    for row in df.itertuples():
         item = f"[{row.item}]({prefix}{row.link}.ipynb)" if row.link else row.item
-        verdict = f"[**{row.verdict}**]({evidence}#{anchor(row.item)})"
-        lines.append(f"| {item} | {row.claim} | {row.rule} | {row.paper} | {row.ours} | {verdict} |")
+        verdict = f"{MARKS[row.verdict]} [**{row.verdict}**]({evidence}#{anchor(row.item)})"
+        runs = row.runs.removeprefix(f"{scale}, ").removesuffix(" a run")
+        lines.append(f"| {item} | {row.claim} | {row.paper} | {row.brief} | {runs} | {verdict} |")
     return "\n".join(lines) + "\n"

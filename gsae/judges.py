@@ -1,10 +1,24 @@
 """Judges of the claims about language models: each reads the evidence of a scale and says what it finds. No torch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from gsae import evidence, stats
-from gsae.verdicts import NOT, NOT_RUN, NOT_TESTED, REPRODUCED, Verdict, about, graded, inside, interval, unfinished
+from gsae.verdicts import (
+    NOT,
+    NOT_RUN,
+    NOT_TESTED,
+    PARTLY,
+    REPRODUCED,
+    Verdict,
+    graded,
+    inside,
+    interval,
+    stated,
+    unfinished,
+)  # fmt: skip
 
 HEALTHY_L0, HALF = 5.0, 0.5  # the least L0, and the largest share of dead latents, of a run whose gamma counts
 SITES = ("mlp_out", "attn_z", "resid_post")
@@ -21,10 +35,11 @@ def frontier(gated: pd.DataFrame, baseline: pd.DataFrame) -> Verdict:
         return waiting
     found = stats.by_seed((gated, baseline), stats.log_ratio)
     if not np.isfinite(found["estimate"]):
-        return Verdict(NOT_TESTED, f"no shared range of loss recovered; {about(both)}")
+        return stated(NOT_TESTED, "no shared range of loss recovered", both)
     loss = stats.by_seed((baseline, gated), stats.log_loss_ratio)
-    text = f"L0 ratio {interval(found, exp=True)}; the baseline's delta CE at equal L0 {interval(loss, exp=True)} times"
-    return Verdict(graded(*inside(found, -np.inf, 0)), f"{text} the gated; {about(both)}")
+    brief = f"L0 ratio {interval(found, exp=True)}"
+    text = f"{brief}; the baseline's delta CE at equal L0 {interval(loss, exp=True)} times the gated"
+    return stated(graded(*inside(found, -np.inf, 0)), text, both, brief, float(np.exp(found["estimate"])))
 
 
 def neurons(scale: str) -> Verdict:
@@ -42,10 +57,10 @@ def human_ratings(scale: str) -> Verdict:
 def half_the_latents(scale: str) -> Verdict:
     """Section 4.1: as Fig. 5, with a note whether the ratio is at most 0.6."""
     found = neurons(scale)
-    if not found.ours.startswith("L0 ratio"):
+    if not np.isfinite(found.estimate):
         return found
-    ratio = float(found.ours.split()[2])
-    return Verdict(found.verdict, f"{'at most' if ratio <= 0.6 else 'above'} 0.6: {found.ours}")
+    side = "at most" if found.estimate <= 0.6 else "above"
+    return replace(found, ours=f"{side} 0.6: {found.ours}", brief=f"{side} 0.6: {found.brief}")
 
 
 def sites(scale: str) -> Verdict:
@@ -55,14 +70,18 @@ def sites(scale: str) -> Verdict:
     cells = {f"{site} {layer}": frontier(*arms(of)) for (site, layer), of in deep.groupby(["site", "layer"])}
     text = "; ".join(f"{name}: {found.ours}" for name, found in cells.items())
     if absent := [site for site in SITES if site not in set(deep["site"])]:
-        return Verdict(NOT_RUN, f"no runs of {', '.join(absent)}{'; ' * bool(text)}{text}")
-    if any(found.verdict == NOT_RUN for found in cells.values()):
-        return Verdict(NOT_RUN, text)
+        missing = f"no runs of {', '.join(absent)}"
+        return Verdict(NOT_RUN, f"{missing}{'; ' * bool(text)}{text}", missing)
+    if waiting := sum(found.verdict == NOT_RUN for found in cells.values()):
+        return Verdict(NOT_RUN, text, f"runs are missing in {waiting} of {len(cells)} cells")
     tested = [found.verdict for found in cells.values() if found.verdict != NOT_TESTED]
     if len(tested) < len(cells) - 1:
-        return Verdict(NOT_TESTED, text)
+        return Verdict(NOT_TESTED, text, f"a range is shared in {len(tested)} of {len(cells)} cells")
     lost = tested.count(NOT) + len(cells) - len(tested)
-    return Verdict(graded(lost <= 1, *2 * [len(cells) - tested.count(REPRODUCED) <= 1]), text)
+    ratios = [found.estimate for found in cells.values()]
+    brief = f"better in {len(cells) - lost} of {len(cells)} cells; L0 ratio {min(ratios):.2f} to {max(ratios):.2f}"
+    verdict = graded(lost <= 1, *2 * [len(cells) - tested.count(REPRODUCED) <= 1])
+    return Verdict(verdict, text, brief, next(iter(cells.values())).runs)
 
 
 def healthy(df: pd.DataFrame) -> pd.DataFrame:
@@ -77,7 +96,7 @@ def gamma(df: pd.DataFrame) -> Verdict:
     gated, baseline = arms(df)
     gated = healthy(gated)
     if not len(gated):
-        return Verdict(NOT_TESTED, f"no healthy gated run; {about(df)}")
+        return stated(NOT_TESTED, "no healthy gated run", df)
     near, below = stats.intervals(gated, ["gamma"]), stats.intervals(baseline, ["gamma"])
     runs = [of.sort_values("lam")["gamma"] for _, of in baseline.groupby("seed")]
     falling = all(of.diff().dropna().lt(0).all() for of in runs)
@@ -87,7 +106,7 @@ def gamma(df: pd.DataFrame) -> Verdict:
     said += f"{baseline['gamma'].min():.3f} to {baseline['gamma'].max():.3f}, {'' if falling else 'not '}falling with "
     said += f"lambda; at L0 {HEALTHY_L0:g} and more {healthy(baseline)['gamma'].min():.3f} to "
     said += f"{healthy(baseline)['gamma'].max():.3f}" if len(healthy(baseline)) else "none"
-    return Verdict(graded(estimates, text, len(runs) > 1), f"{said}; {about(df)}")
+    return stated(graded(estimates, text, len(runs) > 1), said, df)
 
 
 def gamma_neurons(scale: str) -> Verdict:
@@ -103,7 +122,9 @@ def gamma_deep(scale: str) -> Verdict:
         return Verdict(NOT_RUN, f"the pilot alone, on which no verdict rests: {gamma(deep).ours}")
     found = [gamma(of) for _, of in df[df["site"].isin(SITES)].groupby(["site", "layer"])]
     if len(found) != 1:  # several sites: all have to hold
-        order = (NOT_RUN, NOT, NOT_TESTED, "partly", REPRODUCED)
+        order = (NOT_RUN, NOT, NOT_TESTED, PARTLY, REPRODUCED)
         worst = min((f.verdict for f in found), key=order.index, default=NOT_RUN)
-        return Verdict(worst, "; ".join(f.ours for f in found))
+        passed = sum(f.verdict in (PARTLY, REPRODUCED) for f in found)
+        brief = f"so in {passed} of {len(found)} cells" if worst != NOT_RUN else "runs are missing"
+        return Verdict(worst, "; ".join(f.ours for f in found), brief, next((f.runs for f in found), ""))
     return found[0]

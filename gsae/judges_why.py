@@ -1,6 +1,7 @@
 """Judges of why it works: ablations, repairs, dictionaries, resampling, and the known dictionary. No torch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ from scipy import stats as distributions
 
 from gsae import aftermath, evidence, experiments, results, series, stats
 from gsae.judges import arms, frontier, healthy
-from gsae.verdicts import NOT_RUN, NOT_TESTED, Verdict, about, graded, inside, interval, rests_on, together, unfinished
+from gsae.verdicts import NOT_RUN, NOT_TESTED, Verdict, graded, inside, interval, rests_on, stated, together, unfinished
 
 CLEARLY, HALF = 1.05, 0.5  # of delta CE at equal L0; of a gap, of the targets
 FEW_DEAD = 0.01  # share of dead latents below which resampling has nothing to do
@@ -33,9 +34,9 @@ def compared(df: pd.DataFrame, names: Sequence[str], conditions) -> Verdict:
         return waiting
     table, said = ratios(df, names)
     if not np.isfinite(table["estimate"]).all():
-        return Verdict(NOT_TESTED, f"no shared range of L0: {said}; {about(used)}")
+        return stated(NOT_TESTED, f"no shared range of L0: {said}", used)
     parts = [inside(row._asdict(), *conditions[row.series]) for row in table.itertuples(index=False)]
-    return Verdict(together(parts), f"delta CE over the gated SAE's at equal L0: {said}; {about(used)}")
+    return stated(together(parts), f"delta CE over the gated SAE's at equal L0: {said}", used)
 
 
 def unfrozen(scale: str) -> Verdict:
@@ -60,7 +61,7 @@ def no_auxiliary(scale: str) -> Verdict:
         return waiting
     near = ((pairs["l0"] < 1) | (pairs["l0"] < 0.1 * pairs["l0_gated"])).all()
     said = ", ".join(f"{row.l0:.2g} instead of {row.l0_gated:.3g}" for row in pairs.itertuples())
-    return Verdict(graded(near, True, shut["seed"].nunique() > 1), f"L0 {said}; {about(shut)}")
+    return stated(graded(near, True, shut["seed"].nunique() > 1), f"L0 {said}", shut)
 
 
 def shrinkage_alone(scale: str) -> Verdict:
@@ -72,18 +73,18 @@ def shrinkage_alone(scale: str) -> Verdict:
         return waiting
     after = healthy(of[series.RESCALED])["gamma"]
     if not len(after) or not after.between(0.95, 1.05).all():
-        return Verdict(NOT_TESTED, f"gamma {after.min():.3f} to {after.max():.3f}: not repaired; {about(used)}")
+        return stated(NOT_TESTED, f"gamma {after.min():.3f} to {after.max():.3f}: not repaired", used)
 
     def closed(name: str) -> dict:
         return stats.by_seed((of[name], of[series.SAME], of[series.GATED]), stats.gap_closed)
 
     found = closed(series.RESCALED)
     if not np.isfinite(found["estimate"]):
-        return Verdict(NOT_TESTED, f"no shared range of L0, or no gap; {about(used)}")
+        return stated(NOT_TESTED, "no shared range of L0, or no gap", used)
     strongest = [name for name in of if name.startswith(series.BOTH) and unfinished(of[name]) is None]
     said = "; ".join(f"{name} {interval(closed(name))}" for name in strongest)
     said = f"share closed {interval(found)}, gamma {after.min():.3f} to {after.max():.3f}; {said or 'no pruning yet'}"
-    return Verdict(graded(*inside(found, -np.inf, HALF)), f"{said}; {about(used)}")
+    return stated(graded(*inside(found, -np.inf, HALF)), said, used, f"share closed {interval(found)}")
 
 
 def tiny_activations(scale: str) -> Verdict:
@@ -91,7 +92,7 @@ def tiny_activations(scale: str) -> Verdict:
     df = series.pruned(scale)
     baseline = df[(df["arch"] == "baseline")]
     found = frontier(df[df["series"] == series.GATED], baseline)
-    return Verdict(found.verdict, found.ours and f"against the baseline, pruned or not: {found.ours}")
+    return replace(found, ours=found.ours and f"against the baseline, pruned or not: {found.ours}")
 
 
 def best(rows: Sequence[dict]) -> float:
@@ -110,11 +111,17 @@ def dictionaries(scale: str) -> Verdict:
     gated, baseline = arms(df)
     found = {s: stats.by_seed([of[of["s"] == s] for of in (baseline, gated)], advantage) for s in aftermath.PURSUITS}
     if not all(np.isfinite(one["estimate"]) for one in found.values()):
-        return Verdict(NOT_TESTED, f"nothing left to recover; {about(df)}")
+        return stated(NOT_TESTED, "nothing left to recover", df)
     passed = [above(one, 0) for one in found.values()]
     most = [sum(column) > len(found) / 2 for column in zip(*passed, strict=True)]
     said = "; ".join(f"at most {s}: {interval(one, exp=True)}" for s, one in found.items())
-    return Verdict(graded(*most), f"delta CE of the best dictionaries, baseline over gated, {said}; {about(df)}")
+    brief = "; ".join(f"{np.exp(one['estimate']):.2f} at {s}" for s, one in found.items())
+    return stated(
+        graded(*most),
+        f"delta CE of the best dictionaries, baseline over gated, {said}",
+        df,
+        f"delta CE, baseline over gated: {brief}",
+    )
 
 
 def training_l0(scale: str) -> Verdict:
@@ -124,9 +131,11 @@ def training_l0(scale: str) -> Verdict:
     if waiting := unfinished(df):
         return waiting
     chosen = df.loc[df.groupby(["arch", "seed", "s"])["delta_ce"].idxmin()]
-    most = (chosen["l0_run"] > chosen["s"]).groupby(chosen["seed"]).mean() > HALF
+    above_it = chosen["l0_run"] > chosen["s"]
+    most = above_it.groupby(chosen["seed"]).mean() > HALF
     said = "; ".join(f"{row.arch}, {row.s}: trained at {row.l0_run:.0f}" for row in chosen.itertuples())
-    return Verdict(graded(most.all(), True, len(most) > 1), f"{said}; {about(df)}")
+    brief = f"so in {above_it.sum()} of {len(above_it)} cases"
+    return stated(graded(most.all(), True, len(most) > 1), said, df, brief)
 
 
 def encoder_gap(scale: str) -> Verdict:
@@ -142,8 +151,8 @@ def encoder_gap(scale: str) -> Verdict:
 
     found = stats.by_seed(parts, excess)
     if not np.isfinite(found["estimate"]):
-        return Verdict(NOT_TESTED, f"no shared range of L0; {about(df)}")
-    return Verdict(graded(*above(found, 0)), f"gap, baseline over gated, {interval(found, exp=True)}; {about(df)}")
+        return stated(NOT_TESTED, "no shared range of L0", df)
+    return stated(graded(*above(found, 0)), f"gap, baseline over gated, {interval(found, exp=True)}", df)
 
 
 def resampling(scale: str) -> Verdict:
@@ -160,16 +169,17 @@ def resampling(scale: str) -> Verdict:
     if waiting := unfinished(pd.concat([without, runs.merge(without[keys], on=keys)])):
         return waiting
     if (pairs["resample"] == pairs["resample_with"]).all():
-        return Verdict(NOT_TESTED, f"no run of this scale resamples; {about(without)}")
+        return stated(NOT_TESTED, "no run of this scale resamples", without)
     said = "; ".join(f"{r.site} {r.layer}, {r.arch}: {r.dead_fraction_with:.1%} dead with, {r.dead_fraction:.1%} "
                      f"without, L0 {r.l0_with:.3g} and {r.l0:.3g}" for r in pairs.itertuples())  # fmt: skip
-    told = pairs[pairs["dead_fraction"] >= FEW_DEAD]
-    if told.empty:
-        return Verdict(
-            NOT_TESTED, f"hardly a latent is dead without it, so there is nothing to revive: {said}; {about(without)}"
-        )
-    fewer = (told["dead_fraction_with"] < told["dead_fraction"]).all()
-    return Verdict(graded(fewer, told["arch"].nunique() > 1, told["seed"].nunique() > 1), f"{said}; {about(without)}")
+    some = pairs[pairs["dead_fraction"] >= FEW_DEAD]
+    if some.empty:
+        nothing = "hardly a latent is dead without it, so there is nothing to revive"
+        return stated(NOT_TESTED, f"{nothing}: {said}", without, nothing)
+    fewer = some["dead_fraction_with"] < some["dead_fraction"]
+    brief = f"fewer in {fewer.sum()} of {len(fewer)} pairs that had some"
+    verdict = graded(fewer.all(), some["arch"].nunique() > 1, some["seed"].nunique() > 1)
+    return stated(verdict, said, without, brief)
 
 
 def over_seeds(values: pd.Series) -> dict[str, float]:
@@ -205,4 +215,4 @@ def known_dictionary(scale: str) -> Verdict:
     said = "; ".join(f"{name} {one['estimate']:.3f}{bounds(one)}" for name, (one, _) in found.items())
     verdict = together([inside(one, *limits) for one, limits in found.values()])
     seeds = f"{len(gated)} seeds" if len(gated) > 1 else "single seed"
-    return Verdict(verdict, f"{said}; scale {at}, {seeds}, {len(df)} results")
+    return Verdict(verdict, f"{said}; scale {at}, {seeds}, {len(df)} results", said, f"{at}, {seeds}")

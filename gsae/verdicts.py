@@ -15,10 +15,15 @@ Truth = bool | np.bool_
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict with the numbers behind it, as text."""
+    """A verdict with the numbers behind it, as text; `brief` is what the table of all claims has room for, and `runs`
+    says on what it rests. `estimate` is the number of a comparison of frontiers.
+    """
 
     verdict: str
     ours: str = ""
+    brief: str = ""
+    runs: str = ""
+    estimate: float = np.nan
 
 
 def graded(estimates: Truth, text: Truth, seeds: Truth) -> str:
@@ -62,6 +67,11 @@ def about(df: pd.DataFrame) -> str:
     seeds = df["seed"].nunique()
     count = f"{seeds} seeds" if seeds > 1 else "single seed"
     return f"scale {df['scale'].iloc[0]}, {count}, {', '.join(tokens)} tokens a run"
+
+
+def stated(verdict: str, text: str, df: pd.DataFrame, brief: str = "", estimate: float = np.nan) -> Verdict:
+    """A verdict on a table of runs."""
+    return Verdict(verdict, f"{text}; {about(df)}", brief or text, about(df).removeprefix("scale "), estimate)
 
 
 def interval(found: Mapping, digits: int = 2, exp: bool = False) -> str:

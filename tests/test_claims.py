@@ -95,7 +95,10 @@ def cells(factors, seeds=3):
 def test_sites_allow_one_cell_and_need_all_three(monkeypatch):
     for factors, verdict in (([0.5] * 6, REPRODUCED), ([0.5] * 5 + [1.3], REPRODUCED), ([0.5] * 4 + [1.3] * 2, NOT)):
         read(monkeypatch, pareto=cells(factors))
-        assert judges.sites("cpu").verdict == verdict, factors
+        found = judges.sites("cpu")
+        assert found.verdict == verdict, factors
+        better, least, most = factors.count(0.5), min(factors), max(factors)
+        assert found.brief == f"better in {better} of 6 cells; L0 ratio {least:.2f} to {most:.2f}" and found.runs
     read(monkeypatch, pareto=cells([0.5] * 6, seeds=1))
     assert judges.sites("cpu").verdict == PARTLY
     read(monkeypatch, pareto=cells([0.5]))
@@ -267,7 +270,13 @@ def test_every_claim_states_its_rule_and_links_to_a_chapter(monkeypatch, tmp_pat
     monkeypatch.setenv("GSAE_EVIDENCE", str(tmp_path))
     df = claims.verdicts("cpu")
     assert len(df) == len(claims.CLAIMS) and set(df["verdict"]) == {REPRODUCED, NOT_RUN}
-    assert claims.markdown("cpu").count("\n") == len(df) + 2
+    lines = claims.markdown("cpu", prefix="../").splitlines()
+    assert len(lines) == len(df) + 4 and lines[0].startswith(f"{len(df)} claims at scale `cpu`: ")
+    counted = [(df["verdict"] == word).sum() for word in (REPRODUCED, NOT_RUN)]
+    assert lines[0].endswith(f"{counted[0]} reproduced, {counted[1]} not yet run.")
+    for line, row in zip(lines[4:], df.itertuples(), strict=True):
+        assert line.startswith(f"| [{row.item}](../{row.link}.ipynb) | {row.claim} | {row.paper} |"), line
+        assert f"| {row.brief} |" in line and f"[**{row.verdict}**](#{claims.anchor(row.item)}) |" in line, line
     assert len(claims.of("06_ablations", "cpu").data) >= 3
     with pytest.raises(KeyError, match="06_ablations"):
         claims.of("no_such_chapter", "cpu")

@@ -165,7 +165,7 @@ def judged(folder: Path) -> Verdict:
     if found is None:
         more = larger(folder).partition("gsae study make")
         pages = f"`{more[1]}{more[2]}`, raters, then " if more[1] else ""
-        return Verdict(NOT_RUN, f"no ratings on record; what settles it: {pages}`{COMMAND}`")
+        return Verdict(NOT_RUN, f"no ratings on record; what settles it: {pages}`{COMMAND}`", "no ratings on record")
     of = found["comparisons"][0]["contrasts"]["all"]
     ours = f"{of['difference']:+.2f} {report.bounds(of['interval'], '+')}, {of['pairs']} pairs, "
     ours += f"{report.several(len(found['raters']), 'rater')}: {of['non_inferiority']}; one SAE an arm and place"
