@@ -24,8 +24,8 @@ def scale(name: str | None = None) -> str:
 
 # Text of the scales gpu and paper; the paper names none: web text and code, close to all three models' own.
 TEXT = "monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119"
-# Settings of each scale. At cpu a run has a million tokens so far (D4); more are a matter of time, not of code. At gpu
-# chapters 04 to 06 take less than two hours of a T4.
+# Settings of each scale. At cpu the tokens are those of first passes and of the study; `LONG` and `SITE_TOKENS` replace
+# them where verdicts rest (D4). At gpu chapters 04 to 06 take less than two hours of a T4.
 SETTINGS: dict[str, dict] = {
     "smoke": dict(tokens=30_208, batch=512, M=256, resample=(), eval_tokens=10_000, ce_tokens=4_096),
     "cpu": dict(tokens=1_024_000, batch=2048, M=2304, eval_tokens=200_000, ce_tokens=32_768),
