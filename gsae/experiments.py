@@ -136,9 +136,9 @@ def rates(scale: str) -> list[Run]:
 
 
 def schedule(scale: str) -> list[Run]:
-    """D5, D6: one pair at the paper's learning rate for gated runs, with neither lambda warm-up nor decay of the rate."""
+    """D5, D6: one pair at the paper's rate for gated runs, with neither warm-up of lambda nor decay of the rate."""
     run, lams, share = main_sweep(scale)
-    return both([replace(run, lam=lams[len(lams) // 2], lr=3e-4, lam_warmup=0.0, lr_decay=0.0)], share)
+    return both([replace(run, lam=lams[1], lr=3e-4, lam_warmup=0.0, lr_decay=0.0)], share)
 
 
 def ablations(scale: str) -> list[Run]:
