@@ -5,13 +5,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 from gsae.runs import RECIPES, SITES, Run, grid, log_spaced, manifest, rounded, sources
+from gsae.settings import (
+    BASELINE_SHARE,
+    LAMBDAS,
+    LONG,
+    LONG_LAMBDAS,
+    MINI,
+    PILOT_LAMBDAS,
+    POSITION0,
+    SCALES,
+    SEEDS,
+    SETTINGS,
+    SITE_LAMBDAS,
+    SITE_TOKENS,
+    SMOKE_LAMBDAS,
+    STUDY_LAMBDAS,
+    STUDY_TRIALS,
+)  # fmt: skip
 
 __all__ = [
     "EXPERIMENTS", "RECIPES", "SCALES", "SITES", "Run", "asdict", "grid", "log_spaced", "manifest", "rounded", "runs",
     "scale", "sources",
 ]  # fmt: skip
-
-SCALES = ("smoke", "cpu", "gpu", "paper")
 
 
 def scale(name: str | None = None) -> str:
@@ -20,26 +35,6 @@ def scale(name: str | None = None) -> str:
     if name not in SCALES:
         raise ValueError(f"unknown scale {name!r}: GSAE_SCALE must be one of {', '.join(SCALES)}")
     return name
-
-
-# Text of the scales gpu and paper; the paper names none: web text and code, close to all three models' own.
-TEXT = "monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119"
-# Settings of each scale. At cpu the tokens are those of first passes and of the study; `LONG` and `SITE_TOKENS` replace
-# them where verdicts rest (D4). At gpu chapters 04 to 06 take less than two hours of a T4.
-SETTINGS: dict[str, dict] = {
-    "smoke": dict(tokens=30_208, batch=512, M=256, resample=(), eval_tokens=10_000, ce_tokens=4_096),
-    "cpu": dict(tokens=1_024_000, batch=2048, M=2304, eval_tokens=200_000, ce_tokens=32_768),
-    "gpu": dict(lm="gelu-1l", site="mlp_neurons", layer=0, text=TEXT, tokens=3_002_368, batch=4096, M=4096, lr=1e-3,
-                resample=(0.1, 0.2, 0.3, 0.4), eval_tokens=1_000_000, ce_tokens=262_144),
-    "paper": dict(lm="gelu-1l", site="mlp_neurons", layer=0, text=TEXT,
-                  tokens=300_000 * 4096, batch=4096, M=131_072, lr=3e-4, lam_warmup=0.0, lr_decay=0.0,
-                  resample=(1 / 12, 2 / 12, 3 / 12, 4 / 12), eval_tokens=2**20, ce_tokens=2**20),
-}  # fmt: skip
-MINI = dict(lm="gelu-1l-mini", site="mlp_neurons", layer=0, M=2048, eval_tokens=100_000, ce_tokens=65_536)
-LONG = 5_001_216  # tokens of a run of `seeds` at cpu, five times those of the first pass, `neurons`
-SEEDS: dict[str, list[int]] = {"cpu": [0, 1, 2]}  # of `seeds`; elsewhere one
-PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
-SMOKE_LAMBDAS = [0.1, 0.4]
 
 
 def wider(run: Run) -> Run:
@@ -141,25 +136,47 @@ def schedule(scale: str) -> list[Run]:
     return both([replace(run, lam=lams[1], lr=3e-4, lam_warmup=0.0, lr_decay=0.0)], share)
 
 
-def ablations(scale: str) -> list[Run]:
-    """Fig. 8 and further arms, by the side of the gated and baseline runs of `seeds`: what has a verdict in every seed,
-    the further arms in the first."""
-    run, lams, _ = main_sweep(scale)
-    main, few = (lams, lams[:1]) if scale == "smoke" else (lams[:-1][:4], lams[1:3])
-    every, found = SEEDS.get(scale, [0]), seeds(scale)
+def ablated(run: Run, lams: Sequence[float], few: Sequence[float], seeds: Sequence[int]) -> list[Run]:
+    """The arms of Fig. 8, and without the auxiliary term, in every seed; the further arms, of `run`'s seed alone."""
+    found = []
     for switches in ({"freeze": "none"}, {"tie": "shared"}, {"tie": "none"}):
-        found += grid(replace(run, **switches), seed=every, lam=main)
-    found += grid(replace(run, auxiliary=False), seed=every, lam=few)
+        found += grid(replace(run, **switches), seed=seeds, lam=lams)
+    found += grid(replace(run, auxiliary=False), seed=seeds, lam=few)
     for switches in ({"step": False}, {"freeze": "W_dec"}, {"centre_grad": False}, {"magnitude_l1": True}):
         found += grid(replace(run, **switches), lam=few)
     return found
 
 
+def ablations(scale: str) -> list[Run]:
+    """Fig. 8 and further arms, by the side of the gated and baseline runs of `seeds`: what has a verdict in every seed,
+    the further arms in the first."""
+    run, lams, _ = main_sweep(scale)
+    main, few = (lams, lams[:1]) if scale == "smoke" else (lams[:-1][:4], lams[1:3])
+    return seeds(scale) + ablated(run, main, few, SEEDS.get(scale, [0]))
+
+
+def narrow(run: Run, lams: Sequence[float], share: float, seeds: Sequence[int]) -> list[Run]:
+    """Baselines of the gated width, each at a share of a gated lambda."""
+    return [replace(wider(r), M=r.M, lam=rounded(share * r.lam)) for r in grid(run, seed=seeds, lam=lams)]
+
+
 def same_width(scale: str) -> list[Run]:
     """Fig. 9: baselines of the gated SAE's own width, whose shrinkage is then repaired (`gsae.controls`)."""
     run, lams, share = main_sweep(scale)
-    found = grid(run, seed=SEEDS.get(scale, [0]), lam=lams[:4])
-    return [replace(wider(r), M=r.M, lam=rounded(share * r.lam)) for r in found]
+    return narrow(run, lams[:4], share, SEEDS.get(scale, [0]))
+
+
+def first_pass(scale: str) -> list[Run]:
+    """A million tokens a run and one seed, before the sweeps above: their lambdas were chosen from it, and chapters say
+    what more tokens changed. No verdict rests on it. At scales other than cpu, `neurons`."""
+    if scale != "cpu":
+        return neurons(scale)
+    run, lams = base(scale), lambdas(scale)
+    found = neurons(scale) + ablated(run, lams[:4], lams[1:3], [0]) + narrow(run, lams[:4], 1.0, [0])
+    found += both([replace(run, lam=lams[3], resample=())])
+    deep = Run(**SETTINGS[scale])
+    cells = grid(deep, layer=[8, 20], site=list(SITE_LAMBDAS), lam=log_spaced(0.06, 0.4, 3))
+    return found + both(cells) + [replace(wider(deep), site=s, layer=20, lam=lam) for s, lam in STUDY_TRIALS.items()]
 
 
 def resampling(scale: str) -> list[Run]:
@@ -182,30 +199,6 @@ def study(scale: str) -> list[Run]:
     return pilot(scale)[::2] if scale == "smoke" else neurons(scale)
 
 
-# Tokens and gated lambdas of `sites`, from its first pass on half the tokens: there both arms cover L0 5 to 150, the
-# baseline at its share of each lambda. Four instead of five, for want of compute.
-SITE_TOKENS = 2_000_896
-SITE_LAMBDAS = {
-    "mlp_out": log_spaced(0.08, 0.45, 4),
-    "attn_z": log_spaced(0.08, 0.45, 4),
-    "resid_post": log_spaced(0.035, 0.2, 4),
-}
-POSITION0 = (("mlp_out", 8), ("resid_post", 8))  # site and layer of `study`
-# Site and layer -> lambdas of the gated SAE and of the baseline of its L0, from `gsae study pairs`.
-STUDY_LAMBDAS = {
-    ("mlp_out", 8): (0.141, 0.116),
-    ("attn_z", 8): (0.114, 0.0875),
-    ("resid_post", 8): (0.0882, 0.06),
-    ("mlp_out", 20): (0.155, 0.129),
-    ("attn_z", 20): (0.155, 0.131),
-    ("resid_post", 20): (0.06, 0.0438),
-}
-# Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
-LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.1, 0.8, 6)}
-# Of `seeds` at cpu, from `neurons`: with each arm's own grid both cover L0 5 to 110 and no more. Four instead of six,
-# for want of compute.
-LONG_LAMBDAS, BASELINE_SHARE = log_spaced(0.1, 0.5, 4), 0.7
-
 EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "pilot": pilot,
     "neurons": neurons,
@@ -220,6 +213,7 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "position0": position0,
     "longer": longer,
     "schedule": schedule,
+    "first_pass": first_pass,
 }
 
 

@@ -135,15 +135,17 @@ def pursuits(df: pd.DataFrame) -> Figure:
 
 @styled
 def encoder_gap(df: pd.DataFrame, title: str = "") -> Figure:
-    """Fig. 11: fronts of the encoders (lines) beside pursuit on each arm's best dictionary at each size (dashed)."""
+    """Fig. 11: fronts of encoders beside pursuit on each arm's best dictionary at each size (dashed), a line a seed."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     rows = done(df)
     draw(axes, rows[rows["s"] == 0], "loss_recovered", lambda v: 1 - v)
     for name, of in rows[rows["s"] > 0].groupby("series", sort=False):
-        best = of.loc[of.groupby("s")["loss_recovered"].idxmax()].sort_values("l0")
         colour, marker, _ = STYLES[name]
-        axes.plot(best["l0"], 1 - best["loss_recovered"], color=colour, marker=marker, ls="--", mfc="none",
-                  label=f"{name}: pursuit on the best dictionary")  # fmt: skip
+        style = {"color": colour, "marker": marker, "ls": "--", "mfc": "none"}
+        axes.plot([], [], **style, label=f"{name}: pursuit on the best dictionary")
+        for _, one in of.groupby("seed"):
+            best = one.loc[one.groupby("s")["loss_recovered"].idxmax()].sort_values("l0")
+            axes.plot(best["l0"], 1 - best["loss_recovered"], **style, lw=1)
     if len(rows):
         loss_axes(axes)
     finish(figure, axes, df, L0, LOSS, title)

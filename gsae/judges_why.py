@@ -12,6 +12,8 @@ from gsae.judges import arms, frontier, healthy
 from gsae.verdicts import NOT_RUN, NOT_TESTED, Verdict, graded, inside, interval, rests_on, stated, together, unfinished
 
 CLEARLY, HALF = 1.05, 0.5  # of delta CE at equal L0; of a gap, of the targets
+WELL_BELOW = 0.4  # a half, of a gap
+HIGHER = 1.5  # times the number of latents at test time, in training: what is nearer was trained for that number
 FEW_DEAD = 0.01  # share of dead latents below which resampling has nothing to do
 NEAR_SLOPE, NEAR_GAMMA = 0.05, 0.02  # of 1, in the known dictionary
 
@@ -65,7 +67,11 @@ def no_auxiliary(scale: str) -> Verdict:
 
 
 def shrinkage_alone(scale: str) -> Verdict:
-    """Fig. 9: the share of the gap that rescale & shift closes, with gamma within .05 of 1 afterwards."""
+    """Fig. 9: the share of the gap that rescale & shift closes, with gamma within .05 of 1 afterwards.
+
+    A small part is one well below a half, here .4; from there to a half it is `partly`. (The first rule had no number,
+    the next was a half. This one is stricter, written down when one seed had closed .48, before the others were read.)
+    """
     df = series.repaired(scale)
     of = {name: rows for name, rows in df.groupby("series")}
     used = pd.concat([of[name] for name in (series.RESCALED, series.SAME, series.GATED)])
@@ -84,7 +90,9 @@ def shrinkage_alone(scale: str) -> Verdict:
     strongest = [name for name in of if name.startswith(series.BOTH) and unfinished(of[name]) is None]
     said = "; ".join(f"{name} {interval(closed(name))}" for name in strongest)
     said = f"share closed {interval(found)}, gamma {after.min():.3f} to {after.max():.3f}; {said or 'no pruning yet'}"
-    return stated(graded(*inside(found, -np.inf, HALF)), said, used, f"share closed {interval(found)}")
+    small = inside(found, -np.inf, WELL_BELOW)
+    verdict = graded(found["estimate"] < HALF, all(small[:2]), small[2])
+    return stated(verdict, said, used, f"share closed {interval(found)}")
 
 
 def tiny_activations(scale: str) -> Verdict:
@@ -99,14 +107,16 @@ def best(rows: Sequence[dict]) -> float:
     return min((row["delta_ce"] for row in rows), default=np.nan)
 
 
+def advantage(worse: Sequence[dict], better: Sequence[dict]) -> float:
+    """Log ratio of the least delta CE of two sets of dictionaries."""
+    return float(np.log(best(worse) / best(better))) if min(best(worse), best(better)) > 0 else np.nan
+
+
 def dictionaries(scale: str) -> Verdict:
     """Fig. 10: the best dictionary of each arm at each number of latents; better at most of them."""
     df = series.pursuits(scale)
     if waiting := unfinished(df):
         return waiting
-
-    def advantage(baseline: Sequence[dict], gated: Sequence[dict]) -> float:
-        return float(np.log(best(baseline) / best(gated))) if min(best(baseline), best(gated)) > 0 else np.nan
 
     gated, baseline = arms(df)
     found = {s: stats.by_seed([of[of["s"] == s] for of in (baseline, gated)], advantage) for s in aftermath.PURSUITS}
@@ -115,7 +125,8 @@ def dictionaries(scale: str) -> Verdict:
     passed = [above(one, 0) for one in found.values()]
     most = [sum(column) > len(found) / 2 for column in zip(*passed, strict=True)]
     said = "; ".join(f"at most {s}: {interval(one, exp=True)}" for s, one in found.items())
-    brief = "; ".join(f"{np.exp(one['estimate']):.2f} at {s}" for s, one in found.items())
+    brief = "; ".join(f"{np.exp(one['estimate']):.2f} [{np.exp(one['low']):.2f}, {np.exp(one['high']):.2f}] at {s}"
+                      for s, one in found.items())  # fmt: skip
     return stated(
         graded(*most),
         f"delta CE of the best dictionaries, baseline over gated, {said}",
@@ -125,29 +136,44 @@ def dictionaries(scale: str) -> Verdict:
 
 
 def training_l0(scale: str) -> Verdict:
-    """Fig. 10: the L0 at which the best dictionary was trained, against the number of latents at test time."""
+    """Fig. 10: whether a dictionary trained clearly above a number of latents beats the one trained nearest to it.
+
+    Clearly above is an L0 of 1.5 times it; numbers that no run lies so far above are left out. (The first rule asked
+    that the best dictionary's L0 be above the number, by however little: it passed because the runs nearest to 10 and
+    30 happened to lie at 12 and 32. It was replaced by this one, which fails, after that was seen.)
+    """
     df = series.pursuits(scale)
     df = df[df["s"] > 0]
     if waiting := unfinished(df):
         return waiting
-    chosen = df.loc[df.groupby(["arch", "seed", "s"])["delta_ce"].idxmin()]
-    above_it = chosen["l0_run"] > chosen["s"]
-    most = above_it.groupby(chosen["seed"]).mean() > HALF
-    said = "; ".join(f"{row.arch}, {row.s}: trained at {row.l0_run:.0f}" for row in chosen.itertuples())
-    brief = f"so in {above_it.sum()} of {len(above_it)} cases"
-    return stated(graded(most.all(), True, len(most) > 1), said, df, brief)
+    found = {}
+    for (arch, s), rows in df.groupby(["arch", "s"]):
+        far = np.log(rows["l0_run"] / s)
+        nearest = rows.loc[far.abs().groupby(rows["seed"]).idxmin()]
+        higher = rows[far > np.log(HIGHER)]
+        if set(higher["seed"]) == set(rows["seed"]):
+            found[f"{arch}, at most {s}"] = stats.by_seed((nearest, higher), advantage)
+    if not found or not all(np.isfinite(one["estimate"]) for one in found.values()):
+        return stated(NOT_TESTED, "no run was trained clearly above a number of latents", df)
+    passed = [above(one, 0) for one in found.values()]
+    most = [sum(column) > HALF * len(found) for column in zip(*passed, strict=True)]
+    said = "; ".join(f"{name}: {interval(one, exp=True)}" for name, one in found.items())
+    brief = f"so in {sum(p[0] for p in passed)} of {len(found)} cases"
+    text = f"delta CE of the dictionary trained nearest to the number, over the best trained above it, {said}"
+    return stated(graded(*most), text, df, brief)
 
 
 def encoder_gap(scale: str) -> Verdict:
-    """Fig. 11: delta CE of the encoder over that of pursuit at equal L0, baseline's excess over gated's."""
+    """Fig. 11: delta CE of encoder over pursuit at equal L0, the baseline's over the gated's, on one range of L0."""
     df = series.pursuits(scale)
     if waiting := unfinished(df):
         return waiting
     gated, baseline = arms(df)
     parts = [of[(of["s"] == 0) == encoder] for of in (baseline, gated) for encoder in (True, False)]
 
-    def excess(b_encoder, b_pursuit, g_encoder, g_pursuit) -> float:
-        return stats.log_loss_ratio(b_encoder, b_pursuit) - stats.log_loss_ratio(g_encoder, g_pursuit)
+    def excess(*fronts: Sequence[dict]) -> float:
+        found = stats.log_losses(fronts)
+        return float(np.mean(found[0] - found[1] - (found[2] - found[3]))) if found else np.nan
 
     found = stats.by_seed(parts, excess)
     if not np.isfinite(found["estimate"]):

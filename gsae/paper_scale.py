@@ -8,7 +8,7 @@ baselines had which of two learning rates (the lower is used throughout).
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from gsae import experiments
+from gsae import experiments, settings
 
 BATCH = 4096
 RESAMPLE_STEPS = (25_000, 50_000, 75_000, 100_000)  # Bricken et al., whom the paper follows (D.1.1)
@@ -80,7 +80,7 @@ def sites() -> list["experiments.Run"]:
     found = []
     for lm, m in MODELS.items():
         base = experiments.Run(
-            lm=lm, context=m.context, text=experiments.TEXT, tokens=m.steps * BATCH, batch=BATCH, lr=GATED_LR,
+            lm=lm, context=m.context, text=settings.TEXT, tokens=m.steps * BATCH, batch=BATCH, lr=GATED_LR,
             lam_warmup=0.0, lr_decay=0.0, resample=tuple(step / m.steps for step in RESAMPLE_STEPS),
             eval_tokens=2**20, ce_tokens=2**20,
         )  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from gsae import aftermath, evidence, experiments, stats
+from gsae.verdicts import interval
 
 GATED, WIDE, SAME = "gated", "baseline, 1.5x as wide", "baseline, same width"
 RESCALED, PRUNED, BOTH = "rescale & shift", "pruned", "pruned, rescale & shift"
@@ -72,6 +73,25 @@ def pursuits(scale: str | None = None, experiment: str = aftermath.RUNS) -> pd.D
     df = aftermath.table(aftermath.ITO, experiment, scale)
     df = named(df.assign(pursuit_tokens=df["tokens"], tokens=df["tokens_run"]))
     return df.assign(series=SAME) if experiment == "same_width" else df
+
+
+def frontiers(df: pd.DataFrame) -> pd.DataFrame:
+    """Each place's gated frontier against each of its baselines, a row a pair: L0 ratio at equal loss recovered, the
+    baseline's delta CE over the gated's and the difference in loss recovered at equal L0, each with its interval over
+    text and, where there are several, over seeds. `df` has the column `series`.
+    """
+    rows = {}
+    for (lm, site, layer), of in evidence.done(df).groupby(["lm", "site", "layer"]):
+        gated = of[of["series"] == GATED]
+        for name in (WIDE, SAME):
+            baseline = of[of["series"] == name]
+            if len(gated) and len(baseline):
+                rows[lm, site, layer, name] = {
+                    "L0 ratio": interval(stats.by_seed((gated, baseline), stats.log_ratio), exp=True),
+                    "delta CE ratio": interval(stats.by_seed((baseline, gated), stats.log_loss_ratio), exp=True),
+                    "more recovered": interval(stats.by_seed((gated, baseline), stats.recovered), 3),
+                }
+    return pd.DataFrame(rows).T.rename_axis(["lm", "site", "layer", "against"])
 
 
 def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> pd.DataFrame:

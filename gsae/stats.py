@@ -191,6 +191,19 @@ def by_seed(
     return out
 
 
+def recovered(arm: Sequence[dict], reference: Sequence[dict], levels: int = 5) -> float:
+    """Mean difference in loss recovered, arm less reference, at equal L0 over the shared range.
+
+    Linear where `log_loss_ratio` is logarithmic: defined also where a run recovers all of the loss, or more by chance.
+    """
+    fronts = [  # from 2: no loss is negative, so that `envelope` leaves no run out
+        envelope(np.array([r["l0"] for r in one]), 2 - np.array([r["loss_recovered"] for r in one]))
+        for one in (arm, reference)
+    ]
+    found = shared([(np.log(l0), -loss) for l0, loss in fronts], levels)
+    return float(np.mean(found[0] - found[1])) if found else np.nan
+
+
 def compare_frontiers(gated: pd.DataFrame, baseline: pd.DataFrame, draws: int = 1000, level: float = 0.95) -> dict:
     """L0 of the gated frontier over the baseline's at equal loss recovered, with both published intervals.
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -16,14 +16,14 @@ Truth = bool | np.bool_
 @dataclass(frozen=True)
 class Verdict:
     """A verdict with the numbers behind it, as text; `brief` is what the table of all claims has room for, and `runs`
-    says on what it rests. `estimate` is the number of a comparison of frontiers.
+    says on what it rests. `found` is what gsae.stats.by_seed says of a comparison of frontiers, a log ratio of L0.
     """
 
     verdict: str
     ours: str = ""
     brief: str = ""
     runs: str = ""
-    estimate: float = np.nan
+    found: Mapping[str, float] = field(default_factory=dict)
 
 
 def graded(estimates: Truth, text: Truth, seeds: Truth) -> str:
@@ -69,9 +69,9 @@ def about(df: pd.DataFrame) -> str:
     return f"scale {df['scale'].iloc[0]}, {count}, {', '.join(tokens)} tokens a run"
 
 
-def stated(verdict: str, text: str, df: pd.DataFrame, brief: str = "", estimate: float = np.nan) -> Verdict:
+def stated(verdict: str, text: str, df: pd.DataFrame, brief: str = "", found: Mapping | None = None) -> Verdict:
     """A verdict on a table of runs."""
-    return Verdict(verdict, f"{text}; {about(df)}", brief or text, about(df).removeprefix("scale "), estimate)
+    return Verdict(verdict, f"{text}; {about(df)}", brief or text, about(df).removeprefix("scale "), found or {})
 
 
 def interval(found: Mapping, digits: int = 2, exp: bool = False) -> str:

@@ -101,6 +101,20 @@ def test_sites_allow_one_cell_and_need_all_three(monkeypatch):
         assert found.brief == f"better in {better} of 6 cells; L0 ratio {least:.2f} to {most:.2f}" and found.runs
     read(monkeypatch, pareto=cells([0.5] * 6, seeds=1))
     assert judges.sites("cpu").verdict == PARTLY
+    # Attention whose interval holds 1 is no win: one such cell is the one that may be lost, with two nothing is told.
+    for layers, verdict, better in (([8], REPRODUCED, 5), ([8, 20], NOT_TESTED, 0)):
+        unsure = cells([0.5] * 6)
+        for layer in layers:
+            noisy = (unsure["site"] == "attn_z") & (unsure["layer"] == layer)
+            unsure.loc[noisy, "sums"] = [
+                {k: v * np.exp(8 * np.sin(np.arange(GROUPS) + i)) if k == "ce_sae" else v for k, v in sums.items()}
+                for i, sums in enumerate(unsure.loc[noisy, "sums"])
+            ]
+        read(monkeypatch, pareto=unsure)
+        found = judges.sites("cpu")
+        assert found.verdict == verdict, layers
+        assert found.brief.startswith(f"better in {better} of 6" if better else "a range is shared in 4"), found.brief
+        assert "nan" not in found.brief
     read(monkeypatch, pareto=cells([0.5]))
     found = judges.sites("cpu")
     assert found.verdict == NOT_RUN and "attn_z, resid_post" in found.ours and "L0 ratio 0.50" in found.ours
@@ -166,6 +180,7 @@ def test_share_of_the_gap(monkeypatch):
     found = judged(0.9)  # on a power law of slope -1, delta CE at equal L0 is in proportion: .1 of .5
     assert found.verdict == REPRODUCED and "share closed 0.20" in found.ours
     assert judged(0.9, seeds=1).verdict == PARTLY and judged(0.6).verdict == NOT
+    assert judged(0.78).verdict == PARTLY  # .44, below a half and not well below it
     assert judged(0.9, gamma=0.9).verdict == NOT_TESTED
 
 
@@ -185,11 +200,30 @@ def test_dictionaries_encoders_and_training_l0(monkeypatch):
         monkeypatch.setattr(series, "pursuits", lambda scale: pursued(**options))
         return judge("cpu").verdict
 
-    for judge in (judges_why.dictionaries, judges_why.encoder_gap, judges_why.training_l0):
+    for judge in (judges_why.dictionaries, judges_why.encoder_gap):
         assert judged(judge) == REPRODUCED and judged(judge, seeds=1) == PARTLY, judge
     assert judged(judges_why.dictionaries, advantage=0.9) == NOT
     assert judged(judges_why.encoder_gap, excess=0.8) == NOT
-    assert judged(judges_why.training_l0, trained=5) == NOT
+
+
+def test_training_l0_compares_the_nearest_run_with_those_clearly_above(monkeypatch):
+    def judged(best, seeds=3, trained=(4, 12, 35, 80)):
+        """`best`: arm -> the factor above the number of latents at which its dictionaries are best."""
+        rows = [
+            run(s, (1 + np.log(l0 / (factor * s)) ** 2) / s, seed, arch=arch, s=s, l0_run=l0)
+            for arch, factor in best.items() for seed in range(seeds) for s in aftermath.PURSUITS
+            for l0 in np.array(trained) * (1 + 0.01 * seed)
+        ]  # fmt: skip
+        monkeypatch.setattr(series, "pursuits", lambda scale: pd.DataFrame(rows))
+        return judges_why.training_l0("cpu")
+
+    found = judged({"gated": 2.5, "baseline": 2.5})
+    assert found.verdict == REPRODUCED and found.brief == "so in 4 of 4 cases"  # no run lies clearly above 100
+    assert judged({"gated": 2.5, "baseline": 2.5}, seeds=1).verdict == PARTLY
+    # 12 and 35 are the nearest to 10 and 30: being above them by a little is not being trained for more.
+    found = judged({"gated": 1.1, "baseline": 2.5})
+    assert found.verdict == NOT and found.brief == "so in 2 of 4 cases" and "gated, at most 10: 0." in found.ours
+    assert judged({"gated": 2.5}, trained=(4, 10)).verdict == NOT_TESTED
 
 
 def test_resampling(monkeypatch):

@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from gsae import disk, experiments
+from gsae import disk, experiments, settings
 
 SD = 1.0  # of paired differences in the paper, from its interval: what a study is planned with
 
@@ -91,11 +91,11 @@ def pairs_on_record(args: argparse.Namespace, scale: str) -> int:
         print(problem)
     if not found and not problems:
         print(f"no run is on record at {scale}")
-    run = experiments.Run(**experiments.SETTINGS["cpu"])
+    run = experiments.Run(**settings.SETTINGS["cpu"])
     study = [((site, layer), saes) for (_, site, layer), saes in found.items()
              if saes[0].group == pairs.group_of(replace(run, site=site, layer=layer))]  # fmt: skip
     if args.train and study and (scale, tuple(args.arms)) == ("cpu", pairs.ARMS):
-        print("\nfor gsae.experiments.STUDY_LAMBDAS, which makes them the runs of `gsae run study`")
+        print("\nfor gsae.settings.STUDY_LAMBDAS, which makes them the runs of `gsae run study`")
         for (site, layer), saes in study:
             print(f'    ("{site}", {layer}): ({", ".join(f"{s.lam:g}" for s in saes)}),')
     return 0 if found and not problems else 1

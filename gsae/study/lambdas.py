@@ -11,7 +11,7 @@ from gsae.study import pairs
 
 REACH = 2.5  # how far beyond the lambdas trained the next one may be, as a factor
 ATTEMPTS = 4  # how often an arm of a place is trained
-HOME = "study"  # the experiment that the runs found are stored under: `experiments.STUDY_LAMBDAS` is to name them
+HOME = "study"  # the experiment that the runs found are stored under: `settings.STUDY_LAMBDAS` is to name them
 
 
 @dataclass(frozen=True)
