@@ -20,6 +20,7 @@ ARMS = {  # Fig. 8, then ours: the switch that makes each arm
     "centring detached": ("centre_grad", False),
     "penalty on magnitudes": ("magnitude_l1", True),
 }
+PLACE = ["lm", "site", "layer", "tokens"]
 PAPER_ARMS = ("unfrozen decoder", "no r_mag", "untied encoders")
 
 
@@ -76,22 +77,30 @@ def pursuits(scale: str | None = None, experiment: str = aftermath.RUNS) -> pd.D
 
 
 def frontiers(df: pd.DataFrame) -> pd.DataFrame:
-    """Each place's gated frontier against each of its baselines, a row a pair: L0 ratio at equal loss recovered, the
-    baseline's delta CE over the gated's and the difference in loss recovered at equal L0, each with its interval over
-    text and, where there are several, over seeds. `df` has the column `series`.
+    """Each place's gated frontier against each of its baselines of equal tokens, a row a pair: L0 ratio at equal loss
+    recovered, the baseline's delta CE over the gated's and the difference in loss recovered at equal L0, each with its
+    interval over text and, where there are several, over seeds. `df` has the column `series`.
     """
     rows = {}
-    for (lm, site, layer), of in evidence.done(df).groupby(["lm", "site", "layer"]):
+    for place, of in evidence.done(df).groupby(PLACE):
         gated = of[of["series"] == GATED]
         for name in (WIDE, SAME):
             baseline = of[of["series"] == name]
             if len(gated) and len(baseline):
-                rows[lm, site, layer, name] = {
+                rows[*place, name] = {
                     "L0 ratio": interval(stats.by_seed((gated, baseline), stats.log_ratio), exp=True),
                     "delta CE ratio": interval(stats.by_seed((baseline, gated), stats.log_loss_ratio), exp=True),
                     "more recovered": interval(stats.by_seed((gated, baseline), stats.recovered), 3),
                 }
-    return pd.DataFrame(rows).T.rename_axis(["lm", "site", "layer", "against"])
+    return pd.DataFrame(rows).T.rename_axis([*PLACE, "against"] if rows else None)
+
+
+def first_pass(scale: str | None = None) -> pd.DataFrame:
+    """The gated runs of the first pass and their wider baselines: what `seeds` and `sites` have at more tokens."""
+    df = named(evidence.load("first_pass", scale))
+    usual = df["resample"].map(len)
+    wide = df["M"] == df.groupby(["lm", "site", "arch"])["M"].transform("max")
+    return df[df["series"].isin([GATED, WIDE]) & (usual == usual.max()) & wide].drop_duplicates("id")
 
 
 def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> pd.DataFrame:
