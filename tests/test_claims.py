@@ -314,3 +314,27 @@ def test_every_claim_states_its_rule_and_links_to_a_chapter(monkeypatch, tmp_pat
     assert len(claims.of("06_ablations", "cpu").data) >= 3
     with pytest.raises(KeyError, match="06_ablations"):
         claims.of("no_such_chapter", "cpu")
+
+
+def test_frontiers_have_a_row_for_each_place_tokens_and_baseline():
+    fields = {"lm": "lm", "site": "mlp_out", "layer": 8}
+    gated = front(0.5, 2, series=series.GATED, **fields)
+    arms = [gated, front(1.0, 2, series=series.WIDE, **fields), front(0.8, 2, series=series.SAME, **fields)]
+    short = [df.assign(tokens=1000) for df in (front(0.25, series=series.GATED, **fields), arms[1])]
+    alone = gated.assign(layer=9)
+    table = series.frontiers(pd.concat([*arms, *short, alone], ignore_index=True))
+    keys = [("lm", "mlp_out", 8, 1000, series.WIDE), ("lm", "mlp_out", 8, 5000, series.WIDE),
+            ("lm", "mlp_out", 8, 5000, series.SAME)]  # fmt: skip
+    assert table.index.tolist() == keys and table.index.names == [*series.PLACE, "against"]
+    for column, values in {"L0 ratio": [0.25, 0.5, 0.625], "delta CE ratio": [4, 2, 1.6]}.items():
+        assert [float(cell.split()[0]) for cell in table[column]] == pytest.approx(values, abs=0.011), column
+    assert ["over seeds" in cell for cell in table["L0 ratio"]] == [False, True, True]
+    assert table["more recovered"].str.match(r"0\.\d{3} \[0\.").all()
+
+
+def test_the_first_pass_leaves_out_ablations_narrow_baselines_and_runs_without_resampling():
+    df = series.first_pass("cpu")
+    assert set(df["series"]) == {series.GATED, series.WIDE} and (df["tokens"] == 1_024_000).all()
+    wide = df[df["arch"] == "baseline"].set_index("site")["M"]
+    assert wide.eq(wide.index.map({"mlp_neurons": 3072}).fillna(3456)).all() and (df["resample"].map(len) > 0).all()
+    assert df.groupby(["site", "layer"]).ngroups == 7 and not df["id"].duplicated().any()

@@ -105,3 +105,19 @@ def test_frontiers_without_a_shared_range_are_not_compared():
 def test_envelope_drops_what_another_run_beats():
     l0, loss = stats.envelope(np.array([10.0, 20.0, 30.0, 40.0]), np.array([0.5, 0.6, 0.2, 0.2]))
     assert l0.tolist() == [10, 30] and loss.tolist() == [0.5, 0.2]
+
+
+def test_the_difference_in_loss_recovered_is_linear_and_needs_no_loss_left():
+    def arm(shift, top=1.0):
+        return [
+            {"l0": l0, "loss_recovered": min(top, 0.5 + 0.1 * np.log(l0)) + shift} for l0 in (2.0, 8.0, 30.0, 120.0)
+        ]
+
+    assert stats.recovered(arm(0.07), arm(0.0)) == pytest.approx(0.07)
+    # More than everything is recovered at the largest L0: logarithms drop that run, and with it the range.
+    perfect = arm(0.07)
+    perfect[-1]["loss_recovered"] = 1.1
+    assert stats.recovered(perfect, arm(0.0)) > 0.07 and np.isfinite(stats.recovered(perfect[-2:], arm(0.0)))
+    negative = [{**r, "delta_ce": 1 - r["loss_recovered"]} for r in perfect[-2:]]
+    assert np.isnan(stats.log_loss_ratio([{**r, "delta_ce": 1 - r["loss_recovered"]} for r in arm(0.0)], negative))
+    assert np.isnan(stats.recovered(arm(0.0)[:1], arm(0.0)))
