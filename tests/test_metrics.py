@@ -108,7 +108,7 @@ def test_envelope_drops_what_another_run_beats():
 
 
 def test_the_difference_in_loss_recovered_is_linear_and_needs_no_loss_left():
-    def arm(shift, top=1.0):
+    def arm(shift):
         return [
             {"l0": l0, "loss_recovered": min(top, 0.5 + 0.1 * np.log(l0)) + shift} for l0 in (2.0, 8.0, 30.0, 120.0)
         ]
