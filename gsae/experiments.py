@@ -149,8 +149,8 @@ def ablated(run: Run, lams: Sequence[float], few: Sequence[float], seeds: Sequen
 
 
 def ablations(scale: str) -> list[Run]:
-    """Fig. 8 and further arms, by the side of the gated and baseline runs of `seeds`: what has a verdict in two seeds or
-    three, the further arms in the first."""
+    """Fig. 8 and further arms, by the side of the gated and baseline runs of `seeds`: what has a verdict in several
+    seeds, the further arms in the first."""
     run, lams, _ = main_sweep(scale)
     main, few = (lams, lams[:1]) if scale == "smoke" else (lams[:-1][:4], lams[1:3])
     return seeds(scale) + ablated(run, main, few, SEEDS.get(scale, [0]))
