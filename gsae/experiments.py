@@ -99,12 +99,19 @@ def pareto(scale: str) -> list[Run]:
 
 
 def sites(scale: str) -> list[Run]:
-    """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, else one cell. Attention has
-    twice the text for cross-entropy, as its loss recovered is a ratio of small numbers."""
+    """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, else one cell."""
     if scale == "smoke":
         return pilot(scale)
     if scale != "cpu":
         return both(grid(replace(base(scale), site="mlp_out"), lam=lambdas(scale)[1::2][:2]))
+    return both(grid(Run(**SETTINGS[scale]), layer=[8, 20], site=list(SITE_LAMBDAS), lam=log_spaced(0.06, 0.4, 3)))
+
+
+def longer_sites(scale: str) -> list[Run]:
+    """At cpu `sites` on twice the tokens, at four lambdas of each arm's own; attention has twice the text for
+    cross-entropy, as its loss recovered is a ratio of small numbers. To take the place of `sites` when it is whole."""
+    if scale != "cpu":
+        return sites(scale)
     cells = grid(replace(Run(**SETTINGS[scale]), tokens=SITE_TOKENS), layer=[8, 20], site=list(SITE_LAMBDAS))
     cells = [replace(run, ce_tokens=65_536) if run.site == "attn_z" else run for run in cells]
     return both([replace(run, lam=lam) for run in cells for lam in SITE_LAMBDAS[run.site]], BASELINE_SHARE)
@@ -168,27 +175,25 @@ def same_width(scale: str) -> list[Run]:
 
 
 def first_pass(scale: str) -> list[Run]:
-    """A million tokens a run and one seed, before the sweeps above: their lambdas were chosen from it, and chapters say
-    what more tokens changed. No verdict rests on it. At scales other than cpu, `neurons`."""
+    """A million tokens a run and one seed, before the sweeps of the one-layer model above: their lambdas were chosen
+    from it, and chapters say what more tokens changed. No verdict rests on it. At scales other than cpu, `neurons`."""
     if scale != "cpu":
         return neurons(scale)
     run, lams = base(scale), lambdas(scale)
     found = neurons(scale) + ablated(run, lams[:4], lams[1:3], [0]) + narrow(run, lams[:4], 1.0, [0])
     found += both([replace(run, lam=lams[3], resample=())])
-    deep = Run(**SETTINGS[scale])
-    cells = grid(deep, layer=[8, 20], site=list(SITE_LAMBDAS), lam=log_spaced(0.06, 0.4, 3))
-    return found + both(cells) + [replace(wider(deep), site=s, layer=20, lam=lam) for s, lam in STUDY_TRIALS.items()]
+    deep = replace(wider(Run(**SETTINGS[scale])), layer=20)
+    return found + [replace(deep, site=site, lam=lam) for site, lam in STUDY_TRIALS.items()]
 
 
 def resampling(scale: str) -> list[Run]:
-    """Appendix D: both arms without resampling at one lambda of `seeds`, at cpu also at the largest lambda of the
-    residual streams of `sites`, where most latents die."""
+    """Appendix D: both arms without resampling at one lambda of `seeds`, at cpu also at one of the residual streams of
+    `sites`, where latents die."""
     run, lams, share = main_sweep(scale)
-    alone = [replace(run, lam=lams[len(lams) // 2])]
+    found = both([replace(run, lam=lams[len(lams) // 2])], share)
     if scale == "cpu":
-        last = SITE_LAMBDAS["resid_post"][-1]
-        alone += [r for r in sites(scale) if (r.arch, r.site, r.lam) == ("gated", "resid_post", last)]
-    return both([replace(r, resample=()) for r in alone], share)
+        found += [r for r in sites(scale) if (r.site, r.lam) == ("resid_post", 0.155)]
+    return [replace(r, resample=()) for r in found]
 
 
 def study(scale: str) -> list[Run]:
@@ -213,6 +218,7 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "study": study,
     "position0": position0,
     "longer": longer,
+    "longer_sites": longer_sites,
     "schedule": schedule,
     "first_pass": first_pass,
 }

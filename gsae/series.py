@@ -96,8 +96,9 @@ def frontiers(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def first_pass(scale: str | None = None) -> pd.DataFrame:
-    """The gated runs of the first pass and their wider baselines: what `seeds` and `sites` have at more tokens."""
+    """The gated runs of the first pass and their wider baselines: what `seeds` has at more tokens."""
     df = named(evidence.load("first_pass", scale))
+    df = df[df["site"] == df["site"].iloc[0]]
     usual = df["resample"].map(len)
     wide = df["M"] == df.groupby(["lm", "site", "arch"])["M"].transform("max")
     return df[df["series"].isin([GATED, WIDE]) & (usual == usual.max()) & wide].drop_duplicates("id")

@@ -6,8 +6,8 @@ SCALES = ("smoke", "cpu", "gpu", "paper")
 
 # Text of the scales gpu and paper; the paper names none: web text and code, close to all three models' own.
 TEXT = "monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119"
-# Settings of each scale. At cpu the tokens are those of first passes and of the study; `LONG` and `SITE_TOKENS` replace
-# them where verdicts rest (D4). At gpu chapters 04 to 06 take less than two hours of a T4.
+# Settings of each scale. At cpu the tokens are those of first passes and of the study; `LONG` replaces
+# them where verdicts on the one-layer model rest (D4). At gpu chapters 04 to 06 take less than two hours of a T4.
 SETTINGS: dict[str, dict] = {
     "smoke": dict(tokens=30_208, batch=512, M=256, resample=(), eval_tokens=10_000, ce_tokens=4_096),
     "cpu": dict(tokens=1_024_000, batch=2048, M=2304, eval_tokens=200_000, ce_tokens=32_768),
@@ -23,8 +23,8 @@ SEEDS: dict[str, list[int]] = {"cpu": [0, 1, 2]}  # of `seeds`; elsewhere one
 PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
 SMOKE_LAMBDAS = [0.1, 0.4]
 
-# Tokens and gated lambdas of `sites`, from its first pass on half the tokens: there both arms cover L0 5 to 150, the
-# baseline at its share of each lambda. Four instead of five, for want of compute.
+# Tokens and gated lambdas of `longer_sites`, from `sites`: both arms should cover L0 5 to 150, the baseline at its
+# share of each lambda. Four instead of five, for want of compute.
 SITE_TOKENS = 2_000_896
 SITE_LAMBDAS = {
     "mlp_out": log_spaced(0.08, 0.45, 4),
