@@ -72,8 +72,7 @@ def sites(scale: str) -> Verdict:
     deep = df[df["site"].isin(SITES)]
     cells = {f"{site} {layer}": frontier(*arms(of)) for (site, layer), of in deep.groupby(["site", "layer"])}
     for name, cell in cells.items():
-        decided = cell.found and (cell.found["high"] < 0 or cell.found["low"] > 0)
-        if name.startswith("attn_z") and cell.found and not decided:
+        if name.startswith("attn_z") and cell.found and not (cell.found["high"] < 0 or cell.found["low"] > 0):
             cells[name] = replace(cell, verdict=NOT_TESTED)
     text = "; ".join(f"{name}: {found.ours}" for name, found in cells.items())
     if absent := [site for site in SITES if site not in set(deep["site"])]:
@@ -128,12 +127,12 @@ def gamma_deep(scale: str) -> Verdict:
     if len(deep) and "file" in deep and deep["file"].astype(str).str.startswith("pilot/").all():
         return Verdict(NOT_RUN, f"the pilot alone, on which no verdict rests: {gamma(deep).ours}")
     cells = {f"{site} {layer}": of for (site, layer), of in deep.groupby(["site", "layer"])}
-    names, found = list(cells), [gamma(of) for of in cells.values()]
+    found = [gamma(of) for of in cells.values()]
     if len(found) != 1:  # several sites: all have to hold
         order = (NOT_RUN, NOT, NOT_TESTED, PARTLY, REPRODUCED)
         worst = min((f.verdict for f in found), key=order.index, default=NOT_RUN)
         passed = sum(f.verdict in (PARTLY, REPRODUCED) for f in found)
         brief = f"so in {passed} of {len(found)} cells" if worst != NOT_RUN else "runs are missing"
-        text = "; ".join(f"{name}: {f.ours}" for name, f in zip(names, found, strict=True))
+        text = "; ".join(f"{name}: {f.ours}" for name, f in zip(cells, found, strict=True))
         return Verdict(worst, text, brief, next((f.runs for f in found), ""))
     return found[0]

@@ -125,8 +125,8 @@ def dictionaries(scale: str) -> Verdict:
     passed = [above(one, 0) for one in found.values()]
     most = [sum(column) > len(found) / 2 for column in zip(*passed, strict=True)]
     said = "; ".join(f"at most {s}: {interval(one, exp=True)}" for s, one in found.items())
-    brief = "; ".join(f"{np.exp(one['estimate']):.2f} [{np.exp(one['low']):.2f}, {np.exp(one['high']):.2f}] at {s}"
-                      for s, one in found.items())  # fmt: skip
+    over_text = {s: interval({**one, "t_low": np.nan}, exp=True) for s, one in found.items()}
+    brief = "; ".join(f"{one} at {s}" for s, one in over_text.items())
     return stated(
         graded(*most),
         f"delta CE of the best dictionaries, baseline over gated, {said}",

@@ -95,15 +95,6 @@ def frontiers(df: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis([*PLACE, "against"] if rows else None)
 
 
-def first_pass(scale: str | None = None) -> pd.DataFrame:
-    """The gated runs of the first pass and their wider baselines: what `seeds` has at more tokens."""
-    df = named(evidence.load("first_pass", scale))
-    df = df[df["site"] == df["site"].iloc[0]]
-    usual = df["resample"].map(len)
-    wide = df["M"] == df.groupby(["lm", "site", "arch"])["M"].transform("max")
-    return df[df["series"].isin([GATED, WIDE]) & (usual == usual.max()) & wide].drop_duplicates("id")
-
-
 def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> pd.DataFrame:
     """Delta CE of named series over a reference's at equal L0, a row each, with both intervals (not their logs).
 

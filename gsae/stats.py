@@ -202,24 +202,3 @@ def recovered(arm: Sequence[dict], reference: Sequence[dict], levels: int = 5) -
     ]
     found = shared([(np.log(l0), -loss) for l0, loss in fronts], levels)
     return float(np.mean(found[0] - found[1])) if found else np.nan
-
-
-def compare_frontiers(gated: pd.DataFrame, baseline: pd.DataFrame, draws: int = 1000, level: float = 0.95) -> dict:
-    """L0 of the gated frontier over the baseline's at equal loss recovered, with both published intervals.
-
-    Returns:
-        `ratio`; `low, high` by paired bootstrap over groups of text (averaged over seeds inside each draw);
-        `t_low, t_high` over seeds (NaN with one seed); `seeds`; `delta_ce_ratio`, baseline over gated at equal L0,
-        with `delta_ce_low, delta_ce_high, delta_ce_t_low, delta_ce_t_high`.
-        `ratio` is NaN when a seed has no shared range.
-    """
-    l0 = by_seed((gated, baseline), log_ratio, draws, level)
-    loss = by_seed((baseline, gated), log_loss_ratio, draws, level)
-    found = {k: float(np.exp(v)) for k, v in l0.items() if k != "seeds"}
-    found = {
-        "ratio": found.pop("estimate"),
-        **found,
-        "seeds": l0["seeds"],
-        "delta_ce_ratio": float(np.exp(loss["estimate"])),
-    }
-    return found | {f"delta_ce_{k}": float(np.exp(loss[k])) for k in ("low", "high", "t_low", "t_high")}

@@ -332,8 +332,8 @@ def test_frontiers_have_a_row_for_each_place_tokens_and_baseline():
     assert table["more recovered"].str.match(r"0\.\d{3} \[0\.").all()
 
 
-def test_the_first_pass_leaves_out_ablations_narrow_baselines_and_runs_without_resampling():
-    df = series.first_pass("cpu")
+def test_the_first_pass_that_chapters_compare_with_has_no_ablations_narrow_baselines_or_runs_without_resampling():
+    df = series.named(evidence.load("neurons", "cpu"))
     assert set(df["series"]) == {series.GATED, series.WIDE} and (df["tokens"] == 1_024_000).all()
     neurons = df[df["site"] == "mlp_neurons"]
     assert set(neurons.loc[neurons["arch"] == "baseline", "M"]) == {3072} and len(neurons) == 12

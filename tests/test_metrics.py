@@ -92,14 +92,14 @@ def test_frontiers_give_the_known_ratio():
     gated, baseline = (
         pd.concat([frontier(a, k, seed=s) for s in (0, 1)]) for a, k in (("gated", 1.0), ("baseline", 2.0))
     )
-    found = stats.compare_frontiers(gated, baseline, draws=50)
-    assert found["ratio"] == pytest.approx(0.5, rel=1e-6) and found["seeds"] == 2
-    assert found["low"] == pytest.approx(0.5, rel=1e-6)
+    found = stats.by_seed((gated, baseline), stats.log_ratio, draws=50)
+    assert np.exp(found["estimate"]) == pytest.approx(0.5, rel=1e-6) and found["seeds"] == 2
+    assert np.exp(found["low"]) == pytest.approx(0.5, rel=1e-6)
 
 
 def test_frontiers_without_a_shared_range_are_not_compared():
     gated, baseline = frontier("gated", 1.0, lams=(0.01, 0.02)), frontier("baseline", 1.0, lams=(0.4, 0.8))
-    assert np.isnan(stats.compare_frontiers(gated, baseline, draws=20)["ratio"])
+    assert np.isnan(stats.by_seed((gated, baseline), stats.log_ratio, draws=20)["estimate"])
 
 
 def test_envelope_drops_what_another_run_beats():
