@@ -7,9 +7,11 @@ from dataclasses import asdict, replace
 from gsae.runs import RECIPES, SITES, Run, grid, log_spaced, manifest, rounded, sources
 from gsae.settings import (
     BASELINE_SHARE,
+    FIRST_SITE_LAMBDAS,
     LAMBDAS,
     LONG,
     LONG_LAMBDAS,
+    LOW_LAMBDA,
     MINI,
     PILOT_LAMBDAS,
     POSITION0,
@@ -17,6 +19,7 @@ from gsae.settings import (
     SEEDS,
     SETTINGS,
     SITE_LAMBDAS,
+    SITE_SEEDS,
     SITE_TOKENS,
     SMOKE_LAMBDAS,
     STUDY_LAMBDAS,
@@ -86,6 +89,7 @@ def main_sweep(scale: str) -> tuple[Run, list[float], float]:
 def seeds(scale: str) -> list[Run]:
     """Figs 5, 6: at cpu three seeds, 5 M tokens and lambdas of each arm's own; at other scales `neurons`."""
     run, lams, share = main_sweep(scale)
+    lams = [LOW_LAMBDA, *lams] if scale == "cpu" else lams
     return both(grid(run, seed=SEEDS.get(scale, [0]), lam=lams), share)
 
 
@@ -99,22 +103,27 @@ def pareto(scale: str) -> list[Run]:
 
 
 def sites(scale: str) -> list[Run]:
-    """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, else one cell."""
+    """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, lambdas of each arm's own, and
+    for attention twice the text for cross-entropy, as its loss recovered is a ratio of small numbers; else one cell."""
     if scale == "smoke":
         return pilot(scale)
     if scale != "cpu":
         return both(grid(replace(base(scale), site="mlp_out"), lam=lambdas(scale)[1::2][:2]))
-    return both(grid(Run(**SETTINGS[scale]), layer=[8, 20], site=list(SITE_LAMBDAS), lam=log_spaced(0.06, 0.4, 3)))
-
-
-def longer_sites(scale: str) -> list[Run]:
-    """At cpu `sites` on twice the tokens, at four lambdas of each arm's own; attention has twice the text for
-    cross-entropy, as its loss recovered is a ratio of small numbers. To take the place of `sites` when it is whole."""
-    if scale != "cpu":
-        return sites(scale)
     cells = grid(replace(Run(**SETTINGS[scale]), tokens=SITE_TOKENS), layer=[8, 20], site=list(SITE_LAMBDAS))
     cells = [replace(run, ce_tokens=65_536) if run.site == "attn_z" else run for run in cells]
-    return both([replace(run, lam=lam) for run in cells for lam in SITE_LAMBDAS[run.site]], BASELINE_SHARE)
+    found = [one for run in cells for one in grid(run, seed=SITE_SEEDS.get((run.site, run.layer), [0]))]
+    return both([replace(run, lam=lam) for run in found for lam in SITE_LAMBDAS[run.site]], BASELINE_SHARE)
+
+
+def second_seed(scale: str) -> list[Run]:
+    """The runs of `sites` in a second seed. A cell joins `sites` when it is whole (`settings.SITE_SEEDS`)."""
+    return [replace(run, seed=1) for run in sites(scale) if run.seed == 0]
+
+
+def first_sites(scale: str) -> list[Run]:
+    """The cells of `sites` in the first pass, at cpu alone."""
+    cells = grid(Run(**SETTINGS[scale]), layer=[8, 20], site=list(SITE_LAMBDAS), lam=FIRST_SITE_LAMBDAS)
+    return both(cells) if scale == "cpu" else []
 
 
 def position0(scale: str) -> list[Run]:
@@ -175,24 +184,23 @@ def same_width(scale: str) -> list[Run]:
 
 
 def first_pass(scale: str) -> list[Run]:
-    """A million tokens a run and one seed, before the sweeps of the one-layer model above: their lambdas were chosen
-    from it, and chapters say what more tokens changed. No verdict rests on it. At scales other than cpu, `neurons`."""
+    """A million tokens a run and one seed, before the sweeps above: their lambdas were chosen from it, and chapters say
+    what more tokens changed. No verdict on a frontier rests on it. At scales other than cpu, `neurons`."""
     if scale != "cpu":
         return neurons(scale)
     run, lams = base(scale), lambdas(scale)
     found = neurons(scale) + ablated(run, lams[:4], lams[1:3], [0]) + narrow(run, lams[:4], 1.0, [0])
     found += both([replace(run, lam=lams[3], resample=())])
     deep = replace(wider(Run(**SETTINGS[scale])), layer=20)
-    return found + [replace(deep, site=site, lam=lam) for site, lam in STUDY_TRIALS.items()]
+    return found + first_sites(scale) + [replace(deep, site=site, lam=lam) for site, lam in STUDY_TRIALS.items()]
 
 
 def resampling(scale: str) -> list[Run]:
     """Appendix D: both arms without resampling at one lambda of `seeds`, at cpu also at one of the residual streams of
-    `sites`, where latents die."""
+    the first pass, where latents die."""
     run, lams, share = main_sweep(scale)
     found = both([replace(run, lam=lams[len(lams) // 2])], share)
-    if scale == "cpu":
-        found += [r for r in sites(scale) if (r.site, r.lam) == ("resid_post", 0.155)]
+    found += [r for r in first_sites(scale) if (r.site, r.lam) == ("resid_post", 0.155)]
     return [replace(r, resample=()) for r in found]
 
 
@@ -218,7 +226,7 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "study": study,
     "position0": position0,
     "longer": longer,
-    "longer_sites": longer_sites,
+    "second_seed": second_seed,
     "schedule": schedule,
     "first_pass": first_pass,
 }

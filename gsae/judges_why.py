@@ -188,24 +188,23 @@ def resampling(scale: str) -> Verdict:
     which one latent in 2,048 was dead: by the bare rule they would have been `not reproduced`. The pairs at residual
     streams were added after it, since latents die there with resampling, and before they were trained.)
     """
-    without = evidence.load("resampling", scale)
-    runs = pd.concat([evidence.load(name, scale) for name in ("seeds", "sites")]).drop_duplicates("id")
-    keys = ["lm", "site", "layer", "arch", "lam", "seed"]
-    pairs = without.merge(runs, on=keys, suffixes=("", "_with"))
-    if waiting := unfinished(pd.concat([without, runs.merge(without[keys], on=keys)])):
+    pairs = series.resampled(scale)
+    usual = {c: c.removesuffix("_with") for c in pairs if c.endswith("_with")}
+    both = pd.concat([pairs, pairs.drop(columns=list(usual.values())).rename(columns=usual)], ignore_index=True)
+    if waiting := unfinished(both):
         return waiting
     if (pairs["resample"] == pairs["resample_with"]).all():
-        return stated(NOT_TESTED, "no run of this scale resamples", without)
+        return stated(NOT_TESTED, "no run of this scale resamples", pairs)
     said = "; ".join(f"{r.site} {r.layer}, {r.arch}: {r.dead_fraction_with:.1%} dead with, {r.dead_fraction:.1%} "
                      f"without, L0 {r.l0_with:.3g} and {r.l0:.3g}" for r in pairs.itertuples())  # fmt: skip
     some = pairs[pairs["dead_fraction"] >= FEW_DEAD]
     if some.empty:
         nothing = "hardly a latent is dead without it, so there is nothing to revive"
-        return stated(NOT_TESTED, f"{nothing}: {said}", without, nothing)
+        return stated(NOT_TESTED, f"{nothing}: {said}", pairs, nothing)
     fewer = some["dead_fraction_with"] < some["dead_fraction"]
     brief = f"fewer in {fewer.sum()} of {len(fewer)} pairs that had some"
     verdict = graded(fewer.all(), some["arch"].nunique() > 1, some["seed"].nunique() > 1)
-    return stated(verdict, said, without, brief)
+    return stated(verdict, said, pairs, brief)
 
 
 def over_seeds(values: pd.Series) -> dict[str, float]:

@@ -76,6 +76,14 @@ def pursuits(scale: str | None = None, experiment: str = aftermath.RUNS) -> pd.D
     return df.assign(series=SAME) if experiment == "same_width" else df
 
 
+def resampled(scale: str | None = None) -> pd.DataFrame:
+    """Runs without resampling beside the same with it, whose columns have the suffix `_with` (Appendix D)."""
+    at = experiments.scale(scale)
+    usual = pd.concat([evidence.load(name, at) for name in ("seeds", "first_pass")]).drop_duplicates("id")
+    keys = [*PLACE, "arch", "lam", "seed"]
+    return evidence.load("resampling", at).merge(usual, "left", on=keys, suffixes=("", "_with"))
+
+
 def frontiers(df: pd.DataFrame) -> pd.DataFrame:
     """Each place's gated frontier against each of its baselines of equal tokens, a row a pair: L0 ratio at equal loss
     recovered, the baseline's delta CE over the gated's and the difference in loss recovered at equal L0, each with its

@@ -23,7 +23,7 @@ SEEDS: dict[str, list[int]] = {"cpu": [0, 1, 2]}  # of `seeds`; elsewhere one
 PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
 SMOKE_LAMBDAS = [0.1, 0.4]
 
-# Tokens and gated lambdas of `longer_sites`, from `sites`: both arms should cover L0 5 to 150, the baseline at its
+# Tokens and gated lambdas of `sites` at cpu, from its first pass: both arms should cover L0 5 to 150, the baseline at its
 # share of each lambda. Four instead of five, for want of compute.
 SITE_TOKENS = 2_000_896
 SITE_LAMBDAS = {
@@ -31,6 +31,8 @@ SITE_LAMBDAS = {
     "attn_z": log_spaced(0.08, 0.45, 4),
     "resid_post": log_spaced(0.035, 0.2, 4),
 }
+SITE_SEEDS: dict[tuple[str, int], list[int]] = {}  # where `sites` has more than one
+FIRST_SITE_LAMBDAS = log_spaced(0.06, 0.4, 3)  # of the first pass, in both arms
 POSITION0 = (("mlp_out", 8), ("resid_post", 8))  # site and layer of `study`
 # Site and layer -> lambdas of the gated SAE and of the baseline of its L0, from `gsae study pairs`.
 STUDY_LAMBDAS = {
@@ -47,3 +49,4 @@ LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.1
 # Of `seeds` at cpu, from `neurons`: with each arm's own grid both cover L0 5 to 80. Four instead of six,
 # for want of compute.
 LONG_LAMBDAS, BASELINE_SHARE = log_spaced(0.1, 0.5, 4), 0.7
+LOW_LAMBDA = 0.06  # a fifth of `seeds`, added since at 100 latents the best dictionaries lay at the grid's end

@@ -236,7 +236,7 @@ def test_resampling(monkeypatch):
         ])  # fmt: skip
         runs = without.assign(resample=[resample] * len(of), dead_fraction=with_it, id=without["id"] + "with")
         first = runs["site"] == "mlp_neurons"
-        read(monkeypatch, resampling=without, seeds=runs[first], sites=runs[~first])
+        read(monkeypatch, resampling=without, seeds=runs[first], first_pass=runs[~first])
         return judges_why.resampling("cpu").verdict
 
     neurons = lambda gated, baseline: {("mlp_neurons", "gated"): gated, ("mlp_neurons", "baseline"): baseline}  # noqa: E731

@@ -162,7 +162,7 @@ def test_a_panel_a_site_and_layer_and_one_legend(draw):
     figure = draw(df)
     figure.canvas.draw()
     panels = {axes.get_title(): axes for axes in figure.axes}
-    assert len(panels) == 6 and "MISSING: 30 of 36" in figure.get_supxlabel()
+    assert len(panels) == 6 and "MISSING: 40 of 48" in figure.get_supxlabel()
     empty = {name for name, axes in panels.items() if any("no run" in t.get_text() for t in axes.texts)}
     assert set(panels) - empty == {"attention before W_O, layer 20"}
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {series.GATED, series.WIDE}
