@@ -15,6 +15,7 @@ CLEARLY, HALF = 1.05, 0.5  # of delta CE at equal L0; of a gap, of the targets
 WELL_BELOW = 0.4  # a half, of a gap
 HIGHER = 1.5  # times the number of latents at test time, in training: what is nearer was trained for that number
 FEW_DEAD = 0.01  # share of dead latents below which resampling has nothing to do
+FEWER_DEAD = 0.005  # what it has to save of them: of single runs, less is chance
 NEAR_SLOPE, NEAR_GAMMA = 0.05, 0.02  # of 1, in the known dictionary
 
 
@@ -182,7 +183,7 @@ def encoder_gap(scale: str) -> Verdict:
 
 
 def resampling(scale: str) -> Verdict:
-    """Appendix D: the share of dead latents with resampling, which has to be lower than without, in both arms.
+    """Appendix D: the share of dead latents with resampling: lower than without by half a point, in both arms.
 
     Not tested where less than 1 % are dead without it. (This premise was written down after the first pair of runs, in
     which one latent in 2,048 was dead: by the bare rule they would have been `not reproduced`. The pairs at residual
@@ -201,7 +202,7 @@ def resampling(scale: str) -> Verdict:
     if some.empty:
         nothing = "hardly a latent is dead without it, so there is nothing to revive"
         return stated(NOT_TESTED, f"{nothing}: {said}", pairs, nothing)
-    fewer = some["dead_fraction_with"] < some["dead_fraction"]
+    fewer = some["dead_fraction_with"] < some["dead_fraction"] - FEWER_DEAD
     brief = f"fewer in {fewer.sum()} of {len(fewer)} pairs that had some"
     verdict = graded(fewer.all(), some["arch"].nunique() > 1, some["seed"].nunique() > 1)
     return stated(verdict, said, pairs, brief)

@@ -243,6 +243,7 @@ def test_resampling(monkeypatch):
     stream = lambda gated, baseline: {("resid_post", "gated"): gated, ("resid_post", "baseline"): baseline}  # noqa: E731
     assert judged(neurons(0.3, 0.3)) == PARTLY and judged(neurons(0.3, 0.3), seeds=2) == REPRODUCED
     assert judged(neurons(0.05, 0.3)) == NOT and judged(neurons(0.005, 0.005)) == NOT_TESTED
+    assert judged(neurons(0.104, 0.3), seeds=2) == NOT  # fewer, by less than half a point
     assert judged(neurons(0.3, 0.3), resample=()) == NOT_TESTED  # nothing resampled with it
     # Where hardly a latent is dead there is nothing to tell: the other place decides, in both arms or partly.
     assert judged(neurons(0.005, 0.005) | stream(0.3, 0.3), seeds=2) == REPRODUCED
