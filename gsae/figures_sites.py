@@ -48,6 +48,19 @@ def fronts(df: pd.DataFrame) -> Figure:
 
 
 @styled
+def errors(df: pd.DataFrame) -> Figure:
+    """L0 against the fraction of variance unexplained, both on log axes, of each cell: no language model in between."""
+
+    def panel(axes: Axes, of: pd.DataFrame) -> None:
+        draw(axes, of, "fvu")
+        axes.set(xscale="log", yscale="log")
+        plain_log(axes.xaxis)
+        plain_log(axes.yaxis)
+
+    return cells(df, panel, "fraction of variance unexplained")
+
+
+@styled
 def gammas(df: pd.DataFrame, column: str = "gamma") -> Figure:
     """Relative reconstruction bias (Eq. 10) against L0 in each cell (Fig. 14); the band is 0.98 to 1.02."""
 

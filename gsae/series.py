@@ -1,6 +1,7 @@
 """Runs and results under the name of their series: what a figure draws and a verdict compares. No torch."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -86,9 +87,10 @@ def resampled(scale: str | None = None) -> pd.DataFrame:
 
 def frontiers(df: pd.DataFrame) -> pd.DataFrame:
     """Each place's gated frontier against each of its baselines of equal tokens, a row a pair: L0 ratio at equal loss
-    recovered, the baseline's delta CE over the gated's and the difference in loss recovered at equal L0, each with its
-    interval over text and, where there are several, over seeds. `df` has the column `series`.
+    recovered and at equal FVU, the baseline's delta CE over the gated's and the difference in loss recovered at equal
+    L0, each with its interval over text and, where there are several, over seeds. `df` has the column `series`.
     """
+    by_error = partial(stats.log_ratio, lost=stats.unexplained)
     rows = {}
     for place, of in evidence.done(df).groupby(PLACE):
         gated = of[of["series"] == GATED]
@@ -97,6 +99,7 @@ def frontiers(df: pd.DataFrame) -> pd.DataFrame:
             if len(gated) and len(baseline):
                 rows[*place, name] = {
                     "L0 ratio": interval(stats.by_seed((gated, baseline), stats.log_ratio), exp=True),
+                    "L0 ratio, equal FVU": interval(stats.by_seed((gated, baseline), by_error), exp=True),
                     "delta CE ratio": interval(stats.by_seed((baseline, gated), stats.log_loss_ratio), exp=True),
                     "more recovered": interval(stats.by_seed((gated, baseline), stats.recovered), 3),
                 }

@@ -117,15 +117,23 @@ def shared(arms: Sequence[tuple[np.ndarray, np.ndarray]], levels: int) -> list[n
     return [np.interp(np.linspace(low, high, levels), x, y) for x, y in arms] if low < high else None
 
 
-def log_ratio(gated: Sequence[dict], baseline: Sequence[dict], levels: int = 5) -> float:
-    """Mean log ratio of L0, gated to baseline, at equal 1 - loss recovered; NaN without a shared range.
+def unrecovered(run: Mapping) -> float:
+    return 1 - run["loss_recovered"]
+
+
+def unexplained(run: Mapping) -> float:
+    return run["fvu"]
+
+
+def log_ratio(gated: Sequence[dict], baseline: Sequence[dict], levels: int = 5, lost: Callable = unrecovered) -> float:
+    """Mean log ratio of L0, gated to baseline, at equal 1 - loss recovered, or another loss; NaN without a shared range.
 
     log L0 is interpolated against log(1 - loss recovered) on each arm's envelope, without extrapolation, at `levels`
     equally spaced over the shared range. Below 0 the gated SAE needs fewer latents.
     """
     arms = []
     for arm in (gated, baseline):
-        l0, loss = envelope(np.array([r["l0"] for r in arm]), 1 - np.array([r["loss_recovered"] for r in arm]))
+        l0, loss = envelope(np.array([r["l0"] for r in arm]), np.array([lost(r) for r in arm]))
         arms.append((np.log(loss)[::-1], np.log(l0)[::-1]))  # x has to rise
     found = shared(arms, levels)
     return float(np.mean(found[0] - found[1])) if found else np.nan

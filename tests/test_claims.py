@@ -21,7 +21,7 @@ def run(l0, loss, seed=0, gamma=1.0, lam=0.1, dead=0.0, **fields):
     noise = 1 + 0.01 * np.cos(np.arange(GROUPS) + seed + 7 * l0)
     ones = np.full(GROUPS, TOKENS)
     sums = {
-        "tokens": ones, "l0": ones * l0 * noise, "error": 0.1 * ones, "xc_sq": ones, "x_hat_sq": gamma * ones,
+        "tokens": ones, "l0": ones * l0 * noise, "error": 0.1 * loss * ones, "xc_sq": ones, "x_hat_sq": gamma * ones,
         "x_dot": ones, "x_hatc_sq": ones, "xc_dot": ones, "ce_tokens": ones, "ce_clean": CLEAN * ones,
         "ce_zero": ZERO * ones, "ce_mean": 3.0 * ones, "ce_sae": (CLEAN + loss * (ZERO - CLEAN)) * ones,
     }  # fmt: skip
@@ -331,6 +331,7 @@ def test_frontiers_have_a_row_for_each_place_tokens_and_baseline():
         assert [float(cell.split()[0]) for cell in table[column]] == pytest.approx(values, abs=0.011), column
     assert ["over seeds" in cell for cell in table["L0 ratio"]] == [False, True, True]
     assert table["more recovered"].str.match(r"0\.\d{3} \[0\.").all()
+    assert table["L0 ratio, equal FVU"].tolist() == table["L0 ratio"].tolist()  # here one is proportional to the other
 
 
 def test_the_first_pass_that_chapters_compare_with_has_no_ablations_narrow_baselines_or_runs_without_resampling():
