@@ -103,7 +103,7 @@ def pareto(scale: str) -> list[Run]:
 
 
 def sites(scale: str) -> list[Run]:
-    """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, lambdas of each arm's own, and
+    """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, lambdas of each arm's own,
     for attention twice the text for cross-entropy, as its loss recovered is a ratio of small numbers; else one cell."""
     if scale == "smoke":
         return pilot(scale)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as distributions
 
-from gsae import aftermath, evidence, experiments, results, series, stats
+from gsae import aftermath, experiments, results, series, stats
 from gsae.judges import arms, frontier, healthy
 from gsae.verdicts import NOT_RUN, NOT_TESTED, Verdict, graded, inside, interval, rests_on, stated, together, unfinished
 

@@ -126,7 +126,7 @@ def unexplained(run: Mapping) -> float:
 
 
 def log_ratio(gated: Sequence[dict], baseline: Sequence[dict], levels: int = 5, lost: Callable = unrecovered) -> float:
-    """Mean log ratio of L0, gated to baseline, at equal 1 - loss recovered, or another loss; NaN without a shared range.
+    """Mean log ratio of L0, gated to baseline, at equal 1 - loss recovered or other loss; NaN without a shared range.
 
     log L0 is interpolated against log(1 - loss recovered) on each arm's envelope, without extrapolation, at `levels`
     equally spaced over the shared range. Below 0 the gated SAE needs fewer latents.
