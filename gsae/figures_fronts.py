@@ -155,19 +155,29 @@ def encoder_gap(df: pd.DataFrame, title: str = "") -> Figure:
 
 @styled
 def known(df: pd.DataFrame, title: str = "") -> Figure:
-    """The known dictionary: slope of estimated on true magnitude, and cosine to the true directions, over the noise."""
-    figure, panels = plt.subplots(1, 2, figsize=(6.8, 3.6))
-    for axes, (column, name) in zip(panels, (("slope", "slope of magnitudes"), ("cosine", "cosine")), strict=True):
-        for arch, rows in df.groupby("arch") if len(df) else ():
-            colour, marker, _ = STYLES[{"baseline": "baseline, same width"}.get(arch, arch)]
-            axes.plot(rows["noise"], rows[column], marker, color=colour, alpha=0.4, ms=3)
-            mean = rows.groupby("noise")[column].mean()
-            axes.plot(mean.index, mean, color=colour, marker=marker, label=arch)
-        axes.axhline(1, color=GREY, lw=0.9, ls="--")
-        axes.set(xlabel="noise, standard deviation", title=name)
-    if len(df):
-        panels[0].legend()
+    """The known dictionary: slope of estimated on true magnitude, and cosine to the true directions, against the L0 of
+    the SAE over that of the data; a column for each noise, a line through the lambdas for each L0 of the data.
+    """
+    noises = sorted(df["noise"].unique()) if len(df) else [0.0]
+    figure, panels = plt.subplots(2, len(noises), figsize=(7.0, 4.6), sharex=True, sharey="row", squeeze=False)
+    for column, noise in zip(panels.T, noises, strict=True):
+        for axes, y in zip(column, ("slope", "cosine"), strict=True):
+            axes.axhline(1, color=GREY, lw=0.9, ls="--")
+            for (arch, l0), rows in df[df["noise"] == noise].groupby(["arch", "data_l0"]) if len(df) else ():
+                colour, marker, _ = STYLES[{"baseline": "baseline, same width"}.get(arch, arch)]
+                line = "-" if l0 == df["data_l0"].min() else ":"
+                axes.plot(rows["l0"] / l0, rows[y], marker, color=colour, alpha=0.4, ms=3)
+                mean = rows.groupby("lam")[["l0", y]].mean()
+                axes.plot(mean["l0"] / l0, mean[y], line, color=colour, label=f"{arch}, {l0:g} of the data on")
+            axes.set_xscale("log")
+            plain_log(axes.xaxis)
+        column[0].set_title(f"noise {noise:g}", fontsize=9)
+    for axes, name in zip(panels[:, 0], ("slope of magnitudes", "cosine"), strict=True):
+        axes.set_ylabel(name)
+    if handles := panels[0, 0].get_legend_handles_labels()[0]:
+        figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     else:
-        panels[0].text(0.5, 0.5, "no result on record", transform=panels[0].transAxes, ha="center")
+        panels[0, 0].text(0.5, 0.5, "no result on record", transform=panels[0, 0].transAxes, ha="center")
+    figure.supxlabel("latents on, over those of the data that are (log)", fontsize=8.5)
     figure.suptitle(title)
     return figure
