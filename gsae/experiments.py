@@ -117,7 +117,8 @@ def sites(scale: str) -> list[Run]:
 
 def second_seed(scale: str) -> list[Run]:
     """The runs of `sites` in a second seed. A cell joins `sites` when it is whole (`settings.SITE_SEEDS`)."""
-    return [replace(run, seed=1) for run in sites(scale) if run.seed == 0]
+    cheap_first = sorted(sites(scale), key=lambda run: (-run.layer, run.site == "attn_z"))
+    return [replace(run, seed=1) for run in cheap_first if run.seed == 0]
 
 
 def first_sites(scale: str) -> list[Run]:
