@@ -197,11 +197,13 @@ def first_pass(scale: str) -> list[Run]:
 
 
 def resampling(scale: str) -> list[Run]:
-    """Appendix D: both arms without resampling at one lambda of `seeds`, at cpu also at one of the residual streams of
-    the first pass, where latents die."""
+    """Appendix D: both arms without resampling at one lambda of `seeds`, at cpu also at the residual streams, where
+    latents die: at one lambda of the first pass and at the largest of `sites`."""
     run, lams, share = main_sweep(scale)
     found = both([replace(run, lam=lams[len(lams) // 2])], share)
-    found += [r for r in first_sites(scale) if (r.site, r.lam) == ("resid_post", 0.155)]
+    if scale == "cpu":
+        streams = [r for r in first_sites(scale) + sites(scale) if r.site == "resid_post" and r.seed == 0]
+        found += [r for r in streams if r.lam in (0.155, 0.2, rounded(BASELINE_SHARE * 0.2))]
     return [replace(r, resample=()) for r in found]
 
 

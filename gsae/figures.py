@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gsae import stats
+from gsae.verdicts import about, span
 
 COLOURS = {"gated": "#d1495b", "baseline": "#3d85c6", "truth": "#767b82", "relu": "#3d85c6", "jumprelu": "#d1495b"}
 LABELS = {"gated": "Gated SAE", "baseline": "baseline SAE, 1.5x as wide"}
@@ -34,17 +35,13 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def caption(df: pd.DataFrame) -> str:
-    """Scale, tokens, seeds, lambdas (of a series and place) and widths of the runs drawn, and how many are missing."""
-    scale = df["scale"].iloc[0]
-    tokens = sorted({f"{t / 1e6:.3g} M" if t >= 1e6 else f"{t / 1e3:.3g} k" for t in df["tokens"]})
+    """Scale, seeds, tokens, lambdas (of a series and place) and widths of the runs drawn, and how many are missing."""
     missing = int((df["status"] == "missing").sum())
-    seeds = df["seed"].nunique()
     series = [c for c in ("lm", "site", "layer", "series", "arch") if c in df]
-    lams = sorted(set(df.groupby(series)["lam"].nunique()))
-    text = f"scale {scale}: {', '.join(tokens)} tokens a run, {seeds} seed{'s' * (seeds > 1)}, "
-    text += f"{' to '.join(str(n) for n in sorted({lams[0], lams[-1]}))} lambda{'s' * (lams[-1] > 1)}, "
+    lams = span(df.groupby(series)["lam"].nunique())
+    text = f"{about(df)}, {lams} lambda{'s' * (lams != '1')}, "
     text += f"M = {' and '.join(f'{m:,}' for m in sorted(df['M'].unique()))}"
-    text += {"smoke": ". A test of the code, not a result"}.get(scale, "")
+    text += {"smoke": ". A test of the code, not a result"}.get(df["scale"].iloc[0], "")
     return text + (f". MISSING: {missing} of {len(df)} runs" if missing else "")
 
 

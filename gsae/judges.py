@@ -1,6 +1,7 @@
 """Judges of the claims about language models: each reads the evidence of a scale and says what it finds. No torch."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -37,8 +38,9 @@ def frontier(gated: pd.DataFrame, baseline: pd.DataFrame) -> Verdict:
     if not np.isfinite(found["estimate"]):
         return stated(NOT_TESTED, "no shared range of loss recovered", both)
     loss = stats.by_seed((baseline, gated), stats.log_loss_ratio)
+    worst = stats.by_seed((gated, baseline), partial(stats.log_ratio, over_levels=np.max), draws=200)
     brief = f"L0 ratio {interval(found, exp=True)}"
-    text = f"{brief}; the baseline's delta CE at equal L0 {interval(loss, exp=True)} times the gated"
+    text = f"{brief}, at the least favourable of five levels {interval(worst, exp=True)}; the baseline's delta CE at equal L0 {interval(loss, exp=True)} times the gated"
     return stated(graded(*inside(found, -np.inf, 0)), text, both, brief, found)
 
 
@@ -66,14 +68,18 @@ def half_the_latents(scale: str) -> Verdict:
 def sites(scale: str) -> Verdict:
     """Figs 1, 12, 13: a cell is a site and layer; all three sites are needed. The pilot's cells only give numbers.
 
-    An attention cell whose interval over text has 1 inside, or none, is `not tested`: it does not count as better.
+    Attention is judged by the loss recovered, gated less baseline at equal L0: so little loss is at stake there that
+    runs which lose none have no place in a ratio. A cell whose interval over text has 0 inside, or none, is `not
+    tested`: it does not count as better. (The first rule took the ratio of L0 there, too. It was changed when gated
+    runs of two million tokens at layer 8 had lost less than nothing, before their baselines were trained.)
     """
     df = evidence.load("pareto", scale)
     deep = df[df["site"].isin(SITES)]
-    cells = {f"{site} {layer}": frontier(*arms(of)) for (site, layer), of in deep.groupby(["site", "layer"])}
+    groups = {f"{site} {layer}": of for (site, layer), of in deep.groupby(["site", "layer"])}
+    cells = {name: frontier(*arms(of)) for name, of in groups.items()}
     for name, cell in cells.items():
-        if name.startswith("attn_z") and cell.found and not (cell.found["high"] < 0 or cell.found["low"] > 0):
-            cells[name] = replace(cell, verdict=NOT_TESTED)
+        if name.startswith("attn_z") and cell.verdict != NOT_RUN:
+            cells[name] = attention(cell, *arms(groups[name]))
     text = "; ".join(f"{name}: {found.ours}" for name, found in cells.items())
     if absent := [site for site in SITES if site not in set(deep["site"])]:
         missing = f"no runs of {', '.join(absent)}"
@@ -84,10 +90,19 @@ def sites(scale: str) -> Verdict:
     if len(tested) < len(cells) - 1:
         return Verdict(NOT_TESTED, text, f"a range is shared in {len(tested)} of {len(cells)} cells")
     lost = tested.count(NOT) + len(cells) - len(tested)
-    ratios = np.exp([cell.found["estimate"] for cell in cells.values() if cell.found])
-    brief = f"better in {len(cells) - lost} of {len(cells)} cells; L0 ratio {min(ratios):.2f} to {max(ratios):.2f}"
+    ratios = [cell.found | {"t_low": np.nan} for cell in cells.values() if cell.found]
+    ratios = sorted((found for found in ratios if np.isfinite(found["low"])), key=lambda found: found["estimate"])
+    ends = " to ".join(interval(found, exp=True) for found in (ratios[0], ratios[-1]))
+    brief = f"better in {len(cells) - lost} of {len(cells)} cells; L0 ratio {ends}"
     verdict = graded(lost <= 1, *2 * [len(cells) - tested.count(REPRODUCED) <= 1])
-    return Verdict(verdict, text, brief, next(iter(cells.values())).runs)
+    return stated(verdict, text, deep, brief)
+
+
+def attention(cell: Verdict, gated: pd.DataFrame, baseline: pd.DataFrame) -> Verdict:
+    """A cell judged by the difference in loss recovered at equal L0."""
+    more = stats.by_seed((gated, baseline), stats.recovered)
+    verdict = graded(*inside(more, 0, np.inf)) if more["low"] > 0 or more["high"] < 0 else NOT_TESTED
+    return replace(cell, verdict=verdict, ours=f"loss recovered {interval(more, 3)} higher at equal L0; {cell.ours}")
 
 
 def healthy(df: pd.DataFrame) -> pd.DataFrame:
@@ -134,5 +149,5 @@ def gamma_deep(scale: str) -> Verdict:
         passed = sum(f.verdict in (PARTLY, REPRODUCED) for f in found)
         brief = f"so in {passed} of {len(found)} cells" if worst != NOT_RUN else "runs are missing"
         text = "; ".join(f"{name}: {f.ours}" for name, f in zip(cells, found, strict=True))
-        return Verdict(worst, text, brief, next((f.runs for f in found), ""))
+        return stated(worst, text, deep, brief) if len(deep) else Verdict(worst, text, brief)
     return found[0]

@@ -80,7 +80,7 @@ def pursuits(scale: str | None = None, experiment: str = aftermath.RUNS) -> pd.D
 def resampled(scale: str | None = None) -> pd.DataFrame:
     """Runs without resampling beside the same with it, whose columns have the suffix `_with` (Appendix D)."""
     at = experiments.scale(scale)
-    usual = pd.concat([evidence.load(name, at) for name in ("seeds", "first_pass")]).drop_duplicates("id")
+    usual = pd.concat([evidence.load(name, at) for name in ("seeds", "sites", "first_pass")]).drop_duplicates("id")
     keys = [*PLACE, "arch", "lam", "seed"]
     return evidence.load("resampling", at).merge(usual, "left", on=keys, suffixes=("", "_with"))
 

@@ -125,18 +125,25 @@ def unexplained(run: Mapping) -> float:
     return run["fvu"]
 
 
-def log_ratio(gated: Sequence[dict], baseline: Sequence[dict], levels: int = 5, lost: Callable = unrecovered) -> float:
+def log_ratio(
+    gated: Sequence[dict],
+    baseline: Sequence[dict],
+    levels: int = 5,
+    lost: Callable = unrecovered,
+    over_levels: Callable = np.mean,
+) -> float:
     """Mean log ratio of L0, gated to baseline, at equal 1 - loss recovered or other loss; NaN without a shared range.
 
     log L0 is interpolated against log(1 - loss recovered) on each arm's envelope, without extrapolation, at `levels`
-    equally spaced over the shared range. Below 0 the gated SAE needs fewer latents.
+    equally spaced over the shared range. Below 0 the gated SAE needs fewer latents. With `over_levels=np.max` the
+    level that favours it least.
     """
     arms = []
     for arm in (gated, baseline):
         l0, loss = envelope(np.array([r["l0"] for r in arm]), np.array([lost(r) for r in arm]))
         arms.append((np.log(loss)[::-1], np.log(l0)[::-1]))  # x has to rise
     found = shared(arms, levels)
-    return float(np.mean(found[0] - found[1])) if found else np.nan
+    return float(over_levels(found[0] - found[1])) if found else np.nan
 
 
 def log_losses(arms: Sequence[Sequence[dict]], levels: int = 5) -> list[np.ndarray] | None:

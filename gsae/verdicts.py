@@ -1,6 +1,6 @@
 """What a verdict is, and the one rule by which estimates and intervals become one. No torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -64,9 +64,15 @@ def unfinished(df: pd.DataFrame) -> Verdict | None:
 def about(df: pd.DataFrame) -> str:
     """Scale, seeds and tokens of the runs behind a number."""
     tokens = sorted({f"{t / 1e6:.3g} M" if t >= 1e6 else f"{t / 1e3:.3g} k" for t in df["tokens"]})
-    seeds = df["seed"].nunique()
-    count = f"{seeds} seeds" if seeds > 1 else "single seed"
+    places = [c for c in ("lm", "site", "layer") if c in df]
+    seeds = span(df.groupby(places)["seed"].nunique() if places else [df["seed"].nunique()])
+    count = f"{seeds} seeds" if seeds != "1" else "single seed"
     return f"scale {df['scale'].iloc[0]}, {count}, {', '.join(tokens)} tokens a run"
+
+
+def span(counts: Iterable[int]) -> str:
+    """The least and the largest of several counts."""
+    return " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
 
 
 def stated(verdict: str, text: str, df: pd.DataFrame, brief: str = "", found: Mapping | None = None) -> Verdict:

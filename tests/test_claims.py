@@ -1,6 +1,7 @@
 """Verdicts on tables whose answer is known: better, worse, apart, missing; with one seed and with three."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +99,15 @@ def test_sites_allow_one_cell_and_need_all_three(monkeypatch):
         found = judges.sites("cpu")
         assert found.verdict == verdict, factors
         better, least, most = factors.count(0.5), min(factors), max(factors)
-        assert found.brief == f"better in {better} of 6 cells; L0 ratio {least:.2f} to {most:.2f}" and found.runs
+        assert re.fullmatch(
+            rf"better in {better} of 6 cells; L0 ratio {least:.2f} \[\S+ \S+\] to {most:.2f} \[\S+ \S+\]", found.brief
+        )
+        assert found.runs == "cpu, 3 seeds, 5 k tokens a run" and "least favourable of five levels" in found.ours
     read(monkeypatch, pareto=cells([0.5] * 6, seeds=1))
     assert judges.sites("cpu").verdict == PARTLY
+    two = pd.concat([cells([0.5] * 6, seeds=1), cells([0.5] * 2, seeds=2).query("seed == 1")], ignore_index=True)
+    read(monkeypatch, pareto=two)
+    assert judges.sites("cpu").runs == "cpu, 1 to 2 seeds, 5 k tokens a run"
     # Attention whose interval holds 1 is no win: one such cell is the one that may be lost, with two nothing is told.
     for layers, verdict, better in (([8], REPRODUCED, 5), ([8, 20], NOT_TESTED, 0)):
         unsure = cells([0.5] * 6)
@@ -115,6 +122,16 @@ def test_sites_allow_one_cell_and_need_all_three(monkeypatch):
         assert found.verdict == verdict, layers
         assert found.brief.startswith(f"better in {better} of 6" if better else "a range is shared in 4"), found.brief
         assert "nan" not in found.brief
+    # Gated runs that lose nothing have no ratio of L0: attention is judged by the difference all the same.
+    nothing = cells([0.5] * 6)
+    lossless = (nothing["site"] == "attn_z") & (nothing["arch"] == "gated") & (nothing["l0"] > 8)
+    nothing.loc[lossless, "sums"] = [
+        sums | {"ce_sae": sums["ce_clean"] - 0.001 * sums["l0"]} for sums in nothing.loc[lossless, "sums"]
+    ]
+    read(monkeypatch, pareto=nothing)
+    found = judges.sites("cpu")
+    assert found.verdict == REPRODUCED and found.brief.startswith("better in 6 of 6"), found.ours
+    assert "attn_z 8: loss recovered 0." in found.ours
     read(monkeypatch, pareto=cells([0.5]))
     found = judges.sites("cpu")
     assert found.verdict == NOT_RUN and "attn_z, resid_post" in found.ours and "L0 ratio 0.50" in found.ours
@@ -236,7 +253,7 @@ def test_resampling(monkeypatch):
         ])  # fmt: skip
         runs = without.assign(resample=[resample] * len(of), dead_fraction=with_it, id=without["id"] + "with")
         first = runs["site"] == "mlp_neurons"
-        read(monkeypatch, resampling=without, seeds=runs[first], first_pass=runs[~first])
+        read(monkeypatch, resampling=without, seeds=runs[first], sites=runs[~first], first_pass=runs)
         return judges_why.resampling("cpu").verdict
 
     neurons = lambda gated, baseline: {("mlp_neurons", "gated"): gated, ("mlp_neurons", "baseline"): baseline}  # noqa: E731
