@@ -40,7 +40,8 @@ def frontier(gated: pd.DataFrame, baseline: pd.DataFrame) -> Verdict:
     loss = stats.by_seed((baseline, gated), stats.log_loss_ratio)
     worst = stats.by_seed((gated, baseline), partial(stats.log_ratio, over_levels=np.max), draws=200)
     brief = f"L0 ratio {interval(found, exp=True)}"
-    text = f"{brief}, at the least favourable of five levels {interval(worst, exp=True)}; the baseline's delta CE at equal L0 {interval(loss, exp=True)} times the gated"
+    text = f"{brief}, at the least favourable of five levels {interval(worst, exp=True)}; the baseline's delta CE at "
+    text += f"equal L0 {interval(loss, exp=True)} times the gated"
     return stated(graded(*inside(found, -np.inf, 0)), text, both, brief, found)
 
 
@@ -71,7 +72,7 @@ def sites(scale: str) -> Verdict:
     Attention is judged by the loss recovered, gated less baseline at equal L0: so little loss is at stake there that
     runs which lose none have no place in a ratio. A cell whose interval over text has 0 inside, or none, is `not
     tested`: it does not count as better. (The first rule took the ratio of L0 there, too. It was changed when gated
-    runs of two million tokens at layer 8 had lost less than nothing, before their baselines were trained.)
+    runs of two million tokens at layer 8 had lost less than nothing, before their baselines were read.)
     """
     df = evidence.load("pareto", scale)
     deep = df[df["site"].isin(SITES)]
