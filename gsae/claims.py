@@ -1,7 +1,8 @@
 """Each claim of the paper: its pass rule, stated before the evidence is read, and the verdict. No torch at import.
 
-`reproduced` needs an estimate that passes, and both its intervals: over groups of evaluation text, and over seeds. So
-with one seed a claim about trained runs is `partly` at best. `not yet run`: runs are missing; `not tested`: they are
+`reproduced` needs an estimate that passes, and both its intervals: over groups of evaluation text, and over seeds; where
+a rule bounds each run, as for gamma, shut gates and dead latents, every run of more than one seed. So with one seed a
+claim about trained runs is `partly` at best. `not yet run`: runs are missing; `not tested`: they are
 there and share no range to compare, or the claim's premise fails.
 """
 
@@ -90,7 +91,7 @@ CLAIMS = [
     Claim("Fig. 10, training L0", "The best dictionary for a number of latents was trained at a higher L0.",
           "one trained at 1.5 times the number beats the one trained nearest to it, in most cases",
           "often, figure alone", DICTIONARIES, judges_why.training_l0),
-    Claim("Fig. 11", "Gated encoders are nearer to what their dictionaries allow.",
+    Claim("Fig. 11", "Gated encoders are nearer to what pursuit finds for their dictionaries.",
           "delta CE of encoder over pursuit at equal L0: the baseline's above the gated's", "smaller gap (figure)",
           DICTIONARIES, judges_why.encoder_gap),
     Claim("App. D", "Resampling keeps more latents alive.",

@@ -47,14 +47,16 @@ def homes(scale: str) -> dict[str, str]:
 
 
 def experiment(row: pd.Series) -> str:
-    """What `gsae run` calls a run or result, which is also the folder of its file."""
+    """What `gsae run` calls a run or result: mostly the folder of its file, but sweeps change their runs."""
+    if named := homes(row["scale"]).get(row["id"]):
+        return named
     if isinstance(file := row.get("file"), str):
         return file.split("/")[0]
     if "data_l0" in row and row["data_l0"] == row["data_l0"]:
         return "known"
     if isinstance(row.get("run"), str):
         return aftermath.CONTROLS if isinstance(row.get("control"), str) else aftermath.ITO
-    return homes(row["scale"]).get(row["id"], "own")
+    return "own"
 
 
 def commands(df: pd.DataFrame) -> list[str]:
