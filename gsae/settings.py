@@ -23,8 +23,9 @@ SEEDS: dict[str, list[int]] = {"cpu": [0, 1, 2]}  # of `seeds`; elsewhere one
 PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
 SMOKE_LAMBDAS = [0.1, 0.4]
 
-# Tokens and gated lambdas of `sites` at cpu, from its first pass: both arms should cover L0 5 to 150, the baseline at
-# its share of each lambda. Four instead of five, for want of compute.
+# Tokens and gated lambdas of `sites` at cpu, from its first pass, the baseline at its share of each: both arms should
+# cover L0 5 to 150, but in the residual streams 15 to 150, since lambdas of .4 left nine tenths of the gated latents
+# dead there. Four instead of five, for want of compute.
 SITE_TOKENS = 2_000_896
 SITE_LAMBDAS = {
     "mlp_out": log_spaced(0.08, 0.45, 4),
