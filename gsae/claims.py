@@ -1,9 +1,9 @@
 """Each claim of the paper: its pass rule, stated before the evidence is read, and the verdict. No torch at import.
 
-`reproduced` needs an estimate that passes, and both its intervals: over groups of evaluation text, and over seeds; where
-a rule bounds each run, as for gamma, shut gates and dead latents, every run of more than one seed. So with one seed a
-claim about trained runs is `partly` at best. `not yet run`: runs are missing; `not tested`: they are
-there and share no range to compare, or the claim's premise fails.
+`reproduced` needs an estimate that passes, and both its intervals: over groups of evaluation text, and over seeds;
+where a rule bounds each run, as for gamma, shut gates and dead latents, every run of more than one seed. So with one
+seed a claim about trained runs is `partly` at best. `not yet run`: runs are missing; `not tested`: they are there and
+share no range to compare, or the claim's premise fails.
 """
 
 import re

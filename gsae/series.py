@@ -106,6 +106,22 @@ def frontiers(df: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis([*PLACE, "against"] if rows else None)
 
 
+def by_tokens(df: pd.DataFrame) -> pd.DataFrame:
+    """The L0 ratio of each place trained on several numbers of tokens, on the levels of loss recovered that all its
+    frontiers share: what more training does to it. Gated against the 1.5 times wider baseline, a column a number.
+    """
+    rows = {}
+    for place, of in evidence.done(df).groupby(PLACE[:3]):
+        found = {key: rows for key, rows in of.groupby(["tokens", "series"]) if key[1] in (GATED, WIDE)}
+        pairs = {t: [found[t, GATED], found[t, WIDE]] for t, name in found if name == GATED and (t, WIDE) in found}
+        for tokens, pair in pairs.items() if len(pairs) > 1 else ():
+            others = [arm for t, arms in pairs.items() if t != tokens for arm in arms]
+            ratio = interval(stats.by_seed([*pair, *others], stats.log_ratio), exp=True)
+            rows.setdefault(place, {})[f"{tokens / 1e6:.3g} M tokens"] = ratio
+    columns = sorted({name for of in rows.values() for name in of}, key=lambda name: float(name.split()[0]))
+    return pd.DataFrame(rows).T.reindex(columns=columns).rename_axis(PLACE[:3] if rows else None).fillna("")
+
+
 def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> pd.DataFrame:
     """Delta CE of named series over a reference's at equal L0, a row each, with both intervals (not their logs).
 

@@ -128,6 +128,7 @@ def unexplained(run: Mapping) -> float:
 def log_ratio(
     gated: Sequence[dict],
     baseline: Sequence[dict],
+    *others: Sequence[dict],
     levels: int = 5,
     lost: Callable = unrecovered,
     over_levels: Callable = np.mean,
@@ -136,10 +137,10 @@ def log_ratio(
 
     log L0 is interpolated against log(1 - loss recovered) on each arm's envelope, without extrapolation, at `levels`
     equally spaced over the shared range. Below 0 the gated SAE needs fewer latents. With `over_levels=np.max` the
-    level that favours it least.
+    level that favours it least. `others` have to share the range as well: so pairs are compared on common levels.
     """
     arms = []
-    for arm in (gated, baseline):
+    for arm in (gated, baseline, *others):
         l0, loss = envelope(np.array([r["l0"] for r in arm]), np.array([lost(r) for r in arm]))
         arms.append((np.log(loss)[::-1], np.log(l0)[::-1]))  # x has to rise
     found = shared(arms, levels)

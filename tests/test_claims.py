@@ -351,6 +351,25 @@ def test_frontiers_have_a_row_for_each_place_tokens_and_baseline():
     assert table["L0 ratio, equal FVU"].tolist() == table["L0 ratio"].tolist()  # here one is proportional to the other
 
 
+def test_pairs_trained_on_several_numbers_of_tokens_are_compared_on_common_levels():
+    fields = {"lm": "lm", "site": "mlp_out", "layer": 8}
+
+    def pair(factor, tokens, **of):
+        arms = ((series.GATED, factor), (series.WIDE, 1.0))
+        return pd.concat([front(f, series=name, **fields | of).assign(tokens=tokens) for name, f in arms])
+
+    long = pair(0.5, 2000)
+    bent = (long["series"] == series.GATED) & (long["lam"] == long["lam"].max())  # better where the other pair is not
+    long.loc[bent, "sums"] = [s | {"l0": s["l0"] / 4} for s in long.loc[bent, "sums"]]
+    short = pair(0.8, 1000)
+    short = short[short["lam"] < short["lam"].max()]
+    table = series.by_tokens(pd.concat([short, long, pair(0.5, 1000, layer=9)], ignore_index=True))
+    assert table.index.tolist() == [("lm", "mlp_out", 8)]
+    assert [float(cell.split()[0]) for cell in table.iloc[0]] == pytest.approx([0.8, 0.5], abs=0.011)
+    assert table.columns.tolist() == ["0.001 M tokens", "0.002 M tokens"]
+    assert float(series.frontiers(long)["L0 ratio"].iloc[0].split()[0]) < 0.45  # on its own range it is
+
+
 def test_the_first_pass_that_chapters_compare_with_has_no_ablations_narrow_baselines_or_runs_without_resampling():
     df = series.named(evidence.load("neurons", "cpu"))
     assert set(df["series"]) == {series.GATED, series.WIDE} and (df["tokens"] == 1_024_000).all()
