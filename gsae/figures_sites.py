@@ -43,6 +43,10 @@ def fronts(df: pd.DataFrame) -> Figure:
     def panel(axes: Axes, of: pd.DataFrame) -> None:
         draw(axes, of, "loss_recovered", lambda v: 1 - v)
         loss_axes(axes)
+        whole = done(of)[lambda rows: rows["loss_recovered"] >= 1].sort_values("l0")
+        if len(whole):  # a log axis has no place for them
+            at = [f"{arch} at {', '.join(f'{l0:.0f}' for l0 in rows['l0'])}" for arch, rows in whole.groupby("arch")]
+            axes.text(0.97, 0.03, "\n".join(["all recovered:", *at]), transform=axes.transAxes, ha="right", fontsize=7)
 
     return cells(df, panel, LOSS)
 

@@ -168,6 +168,15 @@ def test_a_panel_a_site_and_layer_and_one_legend(draw):
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {series.GATED, series.WIDE}
 
 
+def test_runs_that_recover_all_are_named_where_a_log_axis_has_no_place_for_them():
+    for run in (one for one in experiments.runs("sites", "cpu") if (one.site, one.layer) == ("attn_z", 20)):
+        evidence.write(record(run, "cpu", l0=50 * run.lam))
+    df = series.named(evidence.load("sites", "cpu"))
+    df.loc[df.index[df["status"] == "done"][0], ["l0", "loss_recovered"]] = 33.2, 1.004
+    panels = {axes.get_title(): [t.get_text() for t in axes.texts] for axes in figures_sites.fronts(df).axes}
+    assert panels["attention before W_O, layer 20"] == ["all recovered:\ngated at 33"]
+
+
 def test_intervals_hold_the_estimate():
     df = table()
     bounds = stats.intervals(df, ["l0", "gamma"])
