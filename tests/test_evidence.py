@@ -172,6 +172,7 @@ def test_runs_that_recover_all_are_named_where_a_log_axis_has_no_place_for_them(
     for run in (one for one in experiments.runs("sites", "cpu") if (one.site, one.layer) == ("attn_z", 20)):
         evidence.write(record(run, "cpu", l0=50 * run.lam))
     df = series.named(evidence.load("sites", "cpu"))
+    df["loss_recovered"] = 0.9
     df.loc[df.index[df["status"] == "done"][0], ["l0", "loss_recovered"]] = 33.2, 1.004
     panels = {axes.get_title(): [t.get_text() for t in axes.texts] for axes in figures_sites.fronts(df).axes}
     assert panels["attention before W_O, layer 20"] == ["all recovered:\ngated at 33"]
