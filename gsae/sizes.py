@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from gsae.experiments import Run
 
 STORE = 10_000_000_000  # bytes; activations that take more are read from a shuffled buffer, others from a store on disk
-STREAM_ABOVE = 20_000_000  # tokens; the same on the packaged text, and where the width of the model is not known here
+STREAM_ABOVE = 10_000_000  # tokens; the same on the packaged text, and where the width of the model is not known here
 BUFFER = 1_000_000  # rows of that buffer, as in the paper
 PASS = 8192  # tokens of one forward pass of the language model, at most 16 blocks
 CODES = 2**26  # numbers in one matrix of latents that an evaluation makes: 0.27 GB in fp32
