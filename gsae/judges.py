@@ -42,7 +42,7 @@ def frontier(gated: pd.DataFrame, baseline: pd.DataFrame) -> Verdict:
     brief = f"L0 ratio {interval(found, exp=True)}"
     text = f"{brief}, at the least favourable of five levels {interval(worst, exp=True)}; the baseline's delta CE at "
     text += f"equal L0 {interval(loss, exp=True)} times the gated"
-    return stated(graded(*inside(found, -np.inf, 0)), text, both, brief, found)
+    return stated(graded(*inside(found, -np.inf, 0)), text, both, brief, found | {"worst": worst["estimate"]})
 
 
 def neurons(scale: str) -> Verdict:
@@ -94,7 +94,10 @@ def sites(scale: str) -> Verdict:
     ratios = [cell.found | {"t_low": np.nan} for cell in cells.values() if cell.found]
     ratios = sorted((found for found in ratios if np.isfinite(found["low"])), key=lambda found: found["estimate"])
     ends = " to ".join(interval(found, exp=True) for found in (ratios[0], ratios[-1]))
-    brief = f"better in {len(cells) - lost} of {len(cells)} cells; L0 ratio {ends}"
+    everywhere = sum(cell.found.get("worst", 0) < 0 for cell in cells.values())
+    brief = (
+        f"better in {len(cells) - lost} of {len(cells)} cells, at each of five levels in {everywhere}; L0 ratio {ends}"
+    )
     verdict = graded(lost <= 1, *2 * [len(cells) - tested.count(REPRODUCED) <= 1])
     return stated(verdict, text, deep, brief)
 

@@ -99,9 +99,8 @@ def test_sites_allow_one_cell_and_need_all_three(monkeypatch):
         found = judges.sites("cpu")
         assert found.verdict == verdict, factors
         better, least, most = factors.count(0.5), min(factors), max(factors)
-        assert re.fullmatch(
-            rf"better in {better} of 6 cells; L0 ratio {least:.2f} \[\S+ \S+\] to {most:.2f} \[\S+ \S+\]", found.brief
-        )
+        said = rf"better in {better} of 6 cells, at each of five levels in {better}; "
+        assert re.fullmatch(said + rf"L0 ratio {least:.2f} \[\S+ \S+\] to {most:.2f} \[\S+ \S+\]", found.brief)
         assert found.runs == "cpu, 3 seeds, 5 k tokens a run" and "least favourable of five levels" in found.ours
     read(monkeypatch, pareto=cells([0.5] * 6, seeds=1))
     assert judges.sites("cpu").verdict == PARTLY
