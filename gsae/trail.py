@@ -48,7 +48,8 @@ def homes(scale: str) -> dict[str, str]:
 
 def experiment(row: pd.Series) -> str:
     """What `gsae run` calls a run or result: mostly the folder of its file, but sweeps change their runs."""
-    if named := homes(row["scale"]).get(row["id"]):
+    named = homes(row["scale"]).get(row["id"]) if row["scale"] in experiments.SCALES else None
+    if named:
         return named
     if isinstance(file := row.get("file"), str):
         return file.split("/")[0]
