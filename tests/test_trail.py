@@ -178,7 +178,7 @@ def test_figures_of_a_sweep_draw(kind, case):
     assert isinstance(figure, matplotlib.figure.Figure)
     figure.canvas.draw()
     foot = figure.get_supxlabel()
-    assert "scale cpu" in foot and "1.02 M tokens" in foot and "1 seed" in foot
+    assert "scale cpu" in foot and "1.02 M tokens" in foot and "single seed" in foot
     assert ("MISSING: 1 of" in foot) == (len(df) > count) == ("MISSING: 1 of" in figures_sweeps.alt(df, shows))
     drawn = [
         p for axes in figure.axes for p in (*axes.patches, *axes.lines) if len(getattr(p, "get_xdata", list)()) > 1
