@@ -126,7 +126,8 @@ def of(chapter: str, scale: str | None = None) -> Styler:
         known = ", ".join(sorted({claim.link.removeprefix("notebooks/") for claim in CLAIMS if claim.link}))
         raise KeyError(f"no claim links to {chapter!r}: expected one of {known}")
     table = verdicts(scale, f"notebooks/{chapter}").drop(columns=["brief", "runs", "link"]).set_index("item")
-    return table.style.set_properties(**{"text-align": "left", "white-space": "normal"})
+    aligned = {"text-align": "left", "vertical-align": "top", "white-space": "normal"}
+    return table.style.set_properties(**aligned).set_properties(subset=["ours"], **{"min-width": "24em"})
 
 
 def markdown(scale: str = "cpu", prefix: str = "", evidence: str = "") -> str:
