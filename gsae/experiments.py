@@ -203,7 +203,8 @@ def resampling(scale: str) -> list[Run]:
     found = both([replace(run, lam=lams[len(lams) // 2])], share)
     if scale == "cpu":
         streams = [r for r in first_sites(scale) + sites(scale) if r.site == "resid_post" and r.seed == 0]
-        found += [r for r in streams if r.lam in (0.155, 0.2, rounded(BASELINE_SHARE * 0.2))]
+        most = SITE_LAMBDAS["resid_post"][-1]
+        found += [r for r in streams if r.lam in (FIRST_SITE_LAMBDAS[1], most, rounded(BASELINE_SHARE * most))]
     return [replace(r, resample=()) for r in found]
 
 

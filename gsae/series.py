@@ -117,9 +117,9 @@ def by_tokens(df: pd.DataFrame) -> pd.DataFrame:
         for tokens, pair in pairs.items() if len(pairs) > 1 else ():
             others = [arm for t, arms in pairs.items() if t != tokens for arm in arms]
             ratio = interval(stats.by_seed([*pair, *others], stats.log_ratio), exp=True)
-            rows.setdefault(place, {})[f"{tokens / 1e6:.3g} M tokens"] = ratio
-    columns = sorted({name for of in rows.values() for name in of}, key=lambda name: float(name.split()[0]))
-    return pd.DataFrame(rows).T.reindex(columns=columns).rename_axis(PLACE[:3] if rows else None).fillna("")
+            rows.setdefault(place, {})[tokens] = ratio
+    table = pd.DataFrame(rows).T.sort_index(axis="columns").rename_axis(PLACE[:3] if rows else None).fillna("")
+    return table.rename(columns=lambda tokens: f"{tokens / 1e6:.3g} M tokens")
 
 
 def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> pd.DataFrame:

@@ -47,7 +47,7 @@ STUDY_LAMBDAS = {
 STUDY_TRIALS = {"mlp_out": 0.121, "resid_post": 0.0277}  # of layer 20, on the way to those above: L0 too far apart
 # Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
 LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.1, 0.8, 6)}
-# Of `seeds` at cpu, from `neurons`: with each arm's own grid both cover L0 5 to 80. Four instead of six,
-# for want of compute.
+# Of `seeds` at cpu, from `neurons`: with each arm's own grid both cover L0 5 to 80, and with LOW_LAMBDA
+# 5 to 160. Five instead of six, for want of compute.
 LONG_LAMBDAS, BASELINE_SHARE = log_spaced(0.1, 0.5, 4), 0.7
 LOW_LAMBDA = 0.06  # a fifth of `seeds`, added since at 100 latents the best dictionaries lay at the grid's end
