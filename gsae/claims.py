@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from gsae import experiments, judges, judges_exact, judges_why
+from gsae import experiments, judges, judges_exact, judges_known, judges_why
 from gsae.verdicts import NOT, NOT_RUN, NOT_TESTED, PARTLY, REPRODUCED, Verdict
 
 __all__ = ["CLAIMS", "NOT", "NOT_RUN", "NOT_TESTED", "PARTLY", "REPRODUCED", "Claim", "Verdict", "markdown", "of"]
@@ -99,7 +99,7 @@ CLAIMS = [
           judges_why.resampling),
     Claim("ours", "In a known dictionary the gated SAE finds directions and magnitudes, the baseline shrinks.",
           "gated gamma within .02 of 1, slope within .05; cosine at least the baseline's; baseline slope below 1", "",
-          DICTIONARIES, judges_why.known_dictionary),
+          DICTIONARIES, judges_known.known_dictionary),
     Claim("Sec. 4.3", "Gated latents are at least as interpretable, to human raters.",
           "lower 90 % bound of the mean difference above -0.15", "+0.13 [0, 0.26]", INTERPRETABILITY,
           judges.human_ratings),
@@ -126,8 +126,10 @@ def of(chapter: str, scale: str | None = None) -> Styler:
         known = ", ".join(sorted({claim.link.removeprefix("notebooks/") for claim in CLAIMS if claim.link}))
         raise KeyError(f"no claim links to {chapter!r}: expected one of {known}")
     table = verdicts(scale, f"notebooks/{chapter}").drop(columns=["brief", "runs", "link"]).set_index("item")
-    aligned = {"text-align": "left", "vertical-align": "top", "white-space": "normal"}
-    return table.style.set_properties(**aligned).set_properties(subset=["ours"], **{"min-width": "24em"})
+    table.insert(0, "verdict", [f"{MARKS[word]} {word}" for word in table.pop("verdict")])
+    aligned = {"text-align": "left", "vertical-align": "top", "white-space": "pre-line"}
+    cards = table.style.set_properties(**aligned).set_properties(subset=["ours"], **{"min-width": "24em"})
+    return cards.set_table_attributes('class="claims"')  # the book's style sheet makes a card of each row
 
 
 def markdown(scale: str = "cpu", prefix: str = "", evidence: str = "") -> str:

@@ -119,8 +119,9 @@ def shrinkage(df: pd.DataFrame, title: str = "") -> Figure:
 def lines(table: pd.DataFrame, x: str, ys: dict[str, str], ylabel: str, title: str = "", log: bool = False) -> Figure:
     """Columns of a table against one of them; `ys` maps a column to the name of its colour."""
     figure, axes = plt.subplots()
-    for column, colour in ys.items():
-        axes.plot(table[x], table[column], label=column, color=COLOURS.get(colour, colour))
+    for i, (column, colour) in enumerate(ys.items()):
+        width = 1.4 + 3 * (len(ys) - 1 - i)  # where lines coincide, the one below shows on both sides
+        axes.plot(table[x], table[column], label=column, color=COLOURS.get(colour, colour), lw=width)
     axes.set(xlabel=x, ylabel=ylabel, title=title, **({"xscale": "log"} if log else {}))
     axes.legend()
     return figure

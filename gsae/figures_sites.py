@@ -12,6 +12,7 @@ from gsae.figures import L0, LOSS, caption, loss_axes, plain_log, styled
 from gsae.figures_fronts import GREY, draw
 
 SITES = {"mlp_out": "MLP output", "attn_z": "attention before W_O", "resid_post": "residual stream"}
+ERRORS = {"fvu": "fraction of variance unexplained (log)", "delta_ce": "delta cross-entropy, nats per token (log)"}
 
 
 def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel: str) -> Figure:
@@ -43,25 +44,35 @@ def fronts(df: pd.DataFrame) -> Figure:
     def panel(axes: Axes, of: pd.DataFrame) -> None:
         draw(axes, of, "loss_recovered", lambda v: 1 - v)
         loss_axes(axes)
-        whole = done(of)[lambda rows: rows["loss_recovered"] >= 1].sort_values("l0")
-        if len(whole):  # a log axis has no place for them
-            at = [f"{arch} at {', '.join(f'{l0:.0f}' for l0 in rows['l0'])}" for arch, rows in whole.groupby("arch")]
-            axes.text(0.97, 0.03, "\n".join(["all recovered:", *at]), transform=axes.transAxes, ha="right", fontsize=7)
+        left_out(axes, of, 0.03, "bottom")
 
     return cells(df, panel, LOSS)
 
 
+def left_out(axes: Axes, of: pd.DataFrame, y: float, side: str) -> None:
+    """Runs that lose nothing, for which a log axis has no place, by name in a corner."""
+    whole = done(of)[lambda rows: rows["loss_recovered"] >= 1].sort_values("l0")
+    if len(whole):
+        at = [f"{arch} at {', '.join(f'{l0:.0f}' for l0 in rows['l0'])}" for arch, rows in whole.groupby("arch")]
+        text = "\n".join(["all recovered:", *at])
+        axes.text(0.97, y, text, transform=axes.transAxes, ha="right", va=side, fontsize=7)
+
+
 @styled
-def errors(df: pd.DataFrame) -> Figure:
-    """L0 against the fraction of variance unexplained, both on log axes, of each cell: no language model in between."""
+def errors(df: pd.DataFrame, column: str = "fvu") -> Figure:
+    """L0 against what a reconstruction misses, on log axes, of each cell: of the variance (`fvu`), with no language
+    model in between, or of the language model's prediction (`delta_ce`), which compares across depth.
+    """
 
     def panel(axes: Axes, of: pd.DataFrame) -> None:
-        draw(axes, of, "fvu")
+        draw(axes, of, column)
+        if column == "delta_ce":
+            left_out(axes, of, 0.97, "top")
         axes.set(xscale="log", yscale="log")
         plain_log(axes.xaxis)
         plain_log(axes.yaxis)
 
-    return cells(df, panel, "fraction of variance unexplained")
+    return cells(df, panel, ERRORS[column])
 
 
 @styled

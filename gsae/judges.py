@@ -8,12 +8,14 @@ import pandas as pd
 
 from gsae import evidence, stats
 from gsae.verdicts import (
+    LINE,
     NOT,
     NOT_RUN,
     NOT_TESTED,
     PARTLY,
     REPRODUCED,
     Verdict,
+    by_cell,
     graded,
     inside,
     interval,
@@ -81,10 +83,10 @@ def sites(scale: str) -> Verdict:
     for name, cell in cells.items():
         if name.startswith("attn_z") and cell.verdict != NOT_RUN:
             cells[name] = attention(cell, *arms(groups[name]))
-    text = "; ".join(f"{name}: {found.ours}" for name, found in cells.items())
+    text = by_cell(cells, deep)
     if absent := [site for site in SITES if site not in set(deep["site"])]:
         missing = f"no runs of {', '.join(absent)}"
-        return Verdict(NOT_RUN, f"{missing}{'; ' * bool(text)}{text}", missing)
+        return Verdict(NOT_RUN, f"{missing}{LINE * bool(text)}{text}", missing)
     if waiting := sum(found.verdict == NOT_RUN for found in cells.values()):
         return Verdict(NOT_RUN, text, f"runs are missing in {waiting} of {len(cells)} cells")
     tested = [found.verdict for found in cells.values() if found.verdict != NOT_TESTED]
@@ -145,13 +147,13 @@ def gamma_deep(scale: str) -> Verdict:
     deep = df[df["site"].isin(SITES)]
     if len(deep) and "file" in deep and deep["file"].astype(str).str.startswith("pilot/").all():
         return Verdict(NOT_RUN, f"the pilot alone, on which no verdict rests: {gamma(deep).ours}")
-    cells = {f"{site} {layer}": of for (site, layer), of in deep.groupby(["site", "layer"])}
-    found = [gamma(of) for of in cells.values()]
+    cells = {f"{site} {layer}": gamma(of) for (site, layer), of in deep.groupby(["site", "layer"])}
+    found = list(cells.values())
     if len(found) != 1:  # several sites: all have to hold
         order = (NOT_RUN, NOT, NOT_TESTED, PARTLY, REPRODUCED)
         worst = min((f.verdict for f in found), key=order.index, default=NOT_RUN)
         passed = sum(f.verdict in (PARTLY, REPRODUCED) for f in found)
         brief = f"so in {passed} of {len(found)} cells" if worst != NOT_RUN else "runs are missing"
-        text = "; ".join(f"{name}: {f.ours}" for name, f in zip(cells, found, strict=True))
+        text = by_cell(cells, deep)
         return stated(worst, text, deep, brief) if len(deep) else Verdict(worst, text, brief)
     return found[0]

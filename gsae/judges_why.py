@@ -1,22 +1,31 @@
-"""Judges of why it works: ablations, repairs, dictionaries, resampling, and the known dictionary. No torch."""
+"""Judges of why it works: ablations, repairs, dictionaries and resampling. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats as distributions
 
-from gsae import aftermath, experiments, results, series, stats
+from gsae import aftermath, series, stats
 from gsae.judges import arms, frontier, healthy
-from gsae.verdicts import NOT_RUN, NOT_TESTED, Verdict, graded, inside, interval, rests_on, stated, together, unfinished
+from gsae.verdicts import (
+    LINE,
+    NOT_TESTED,
+    Verdict,
+    count,
+    graded,
+    inside,
+    interval,
+    stated,
+    together,
+    unfinished,
+)  # fmt: skip
 
 CLEARLY, HALF = 1.05, 0.5  # of delta CE at equal L0; of a gap, of the targets
 WELL_BELOW = 0.4  # a half, of a gap
 HIGHER = 1.5  # times the number of latents at test time, in training: what is nearer was trained for that number
 FEW_DEAD = 0.01  # share of dead latents below which resampling has nothing to do
 FEWER_DEAD = 0.005  # what it has to save of them: of single runs, less is chance
-NEAR_SLOPE, NEAR_GAMMA = 0.05, 0.02  # of 1, in the known dictionary
 
 
 def above(found: dict, least: float | int) -> tuple[bool, ...]:
@@ -196,8 +205,9 @@ def resampling(scale: str) -> Verdict:
         return waiting
     if (pairs["resample"] == pairs["resample_with"]).all():
         return stated(NOT_TESTED, "no run of this scale resamples", pairs)
-    said = "; ".join(f"{r.site} {r.layer}, {r.arch}: {r.dead_fraction_with:.1%} dead with, {r.dead_fraction:.1%} "
-                     f"without, L0 {r.l0_with:.3g} and {r.l0:.3g}" for r in pairs.itertuples())  # fmt: skip
+    said = LINE.join(f"{r.site} {r.layer}, {r.arch}, {count(r.tokens)}: {r.dead_fraction_with:.1%} dead with, "
+                     f"{r.dead_fraction:.1%} without, L0 {r.l0_with:.3g} and {r.l0:.3g}"
+                     for r in pairs.sort_values(["site", "layer", "arch", "tokens"]).itertuples())  # fmt: skip
     some = pairs[pairs["dead_fraction"] >= FEW_DEAD]
     if some.empty:
         nothing = "hardly a latent is dead without it, so there is nothing to revive"
@@ -206,39 +216,3 @@ def resampling(scale: str) -> Verdict:
     brief = f"fewer in {fewer.sum()} of {len(fewer)} pairs that had some"
     verdict = graded(fewer.all(), some["arch"].nunique() > 1, some["seed"].nunique() > 1)
     return stated(verdict, said, pairs, brief)
-
-
-def over_seeds(values: pd.Series) -> dict[str, float]:
-    """A mean with its interval over seeds, in the form of gsae.stats.by_seed; there is no evaluation text here."""
-    low, high = distributions.t.interval(0.95, len(values) - 1, values.mean(), values.sem()) if len(values) > 1 else (
-        np.nan, np.nan)  # fmt: skip
-    return {"estimate": values.mean(), "low": low, "high": high, "t_low": low, "t_high": high}
-
-
-def known_dictionary(scale: str) -> Verdict:
-    """Ours: gated gamma and slope near 1, its cosine at least the baseline's, the baseline's slope below 1."""
-    from gsae import known  # needs torch, to say which results there should be
-
-    at = experiments.scale(scale)
-    wanted = known.grid(at)
-    missing = aftermath.missing(known.EXPERIMENT, wanted, at)
-    df = results.load(known.EXPERIMENT, at)
-    df = df[df["status"] == "done"]
-    recipe = results.recipe(known.EXPERIMENT)
-    absent = [of | {"id": results.result_id(known.EXPERIMENT, of, recipe), "status": "missing"} for of in missing]
-    rests_on(pd.concat([df, pd.DataFrame(absent)], ignore_index=True).assign(scale=at))
-    if missing:
-        return Verdict(NOT_RUN, f"{len(wanted) - len(missing)} of {len(wanted)} results on record")
-    columns = ["gamma", "slope", "cosine"]
-    gated, baseline = (df[df["arch"] == a].groupby("seed")[columns].mean() for a in ("gated", "baseline"))
-    found: Mapping[str, tuple[dict, tuple]] = {
-        "gated gamma": (over_seeds(gated["gamma"]), (1 - NEAR_GAMMA, 1 + NEAR_GAMMA)),
-        "gated slope": (over_seeds(gated["slope"]), (1 - NEAR_SLOPE, 1 + NEAR_SLOPE)),
-        "baseline slope": (over_seeds(baseline["slope"]), (-np.inf, 1)),
-        "cosine, gated less baseline": (over_seeds(gated["cosine"] - baseline["cosine"]), (0, np.inf)),
-    }
-    bounds = lambda one: f" [{one['low']:.3f}, {one['high']:.3f}]" if len(gated) > 1 else ""  # noqa: E731
-    said = "; ".join(f"{name} {one['estimate']:.3f}{bounds(one)}" for name, (one, _) in found.items())
-    verdict = together([inside(one, *limits) for one, limits in found.values()])
-    seeds = f"{len(gated)} seeds" if len(gated) > 1 else "single seed"
-    return Verdict(verdict, f"{said}; scale {at}, {seeds}, {len(df)} results", said, f"{at}, {seeds}")

@@ -53,7 +53,7 @@ def load_bridge(folder: Path, device: str = "cpu") -> TransformerBridge:
         raise FileNotFoundError(f"no language model in {folder}: train it with `gsae lm train {NAME}`")
     model = bridge(train_tokenizer(folder / "tokenizer.json"))
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    return model.to(device).eval()
+    return model.to(device, print_details=False).eval()
 
 
 def loss(model: TransformerBridge, tokens: Tensor) -> Tensor:

@@ -64,9 +64,14 @@ class Run:
         return {k: getattr(self, k) for k in names} if self.arch == "gated" else {}
 
     @property
+    def read(self) -> tuple:
+        """Runs of one language model with an equal key train on the same text: one harvest serves them all."""
+        return self.text, self.context, self.tokens, self.batch, self.keep_pos0
+
+    @property
     def data(self) -> tuple:
         """Runs of one language model with an equal key read the same texts, for training and for evaluation."""
-        return self.text, self.context, self.tokens, self.batch, self.keep_pos0, self.eval_tokens, self.ce_tokens
+        return *self.read, self.eval_tokens, self.ce_tokens
 
     @property
     def stack(self) -> tuple:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from gsae import aftermath, evidence, experiments, stats
-from gsae.verdicts import interval
+from gsae.verdicts import count, interval
 
 GATED, WIDE, SAME = "gated", "baseline, 1.5x as wide", "baseline, same width"
 RESCALED, PRUNED, BOTH = "rescale & shift", "pruned", "pruned, rescale & shift"
@@ -119,7 +119,7 @@ def by_tokens(df: pd.DataFrame) -> pd.DataFrame:
             ratio = interval(stats.by_seed([*pair, *others], stats.log_ratio), exp=True)
             rows.setdefault(place, {})[tokens] = ratio
     table = pd.DataFrame(rows).T.sort_index(axis="columns").rename_axis(PLACE[:3] if rows else None).fillna("")
-    return table.rename(columns=lambda tokens: f"{tokens / 1e6:.3g} M tokens")
+    return table.rename(columns=lambda tokens: f"{count(tokens)} tokens")
 
 
 def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> pd.DataFrame:

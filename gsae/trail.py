@@ -145,7 +145,9 @@ def claim(of: Claim, scale: str, prefix: str) -> str:
     df = files(tables)
     lines = [f"**{found.verdict}**: {of.sentence}", "", f"- Pass rule: {of.rule}"]
     lines += [f"- Paper's value: {of.paper}"] if of.paper else []
-    lines += [f"- Ours: {found.ours}"] if found.ours else []
+    ours = found.ours.split(verdicts.LINE)
+    lines += [f"- Ours: {ours[0]}"] if found.ours and len(ours) == 1 else []
+    lines += ["- Ours:", *(f"  - {line}" for line in ours)] if len(ours) > 1 else []
     if of.judge:
         source = of.judge.__module__.replace(".", "/") + ".py"
         name = f"[`{of.judge.__module__}.{of.judge.__name__}`]({REPO}/blob/main/{source})"

@@ -11,6 +11,7 @@ import pandas as pd
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
 NOT_TESTED, NOT_RUN = "not tested", "not yet run"
 Truth = bool | np.bool_
+LINE = "\n"  # between the cells of a verdict on several
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,18 @@ def unfinished(df: pd.DataFrame) -> Verdict | None:
     return Verdict(NOT_RUN, f"{len(df) - missing} of {len(df)} on record" if len(df) else "")
 
 
+def count(tokens: int) -> str:
+    """A number of tokens, short."""
+    return f"{tokens / 1e6:.3g} M" if tokens >= 1e6 else f"{tokens / 1e3:.3g} k"
+
+
 def about(df: pd.DataFrame) -> str:
     """Scale, seeds and tokens of the runs behind a number."""
-    tokens = sorted({f"{t / 1e6:.3g} M" if t >= 1e6 else f"{t / 1e3:.3g} k" for t in df["tokens"]})
+    tokens = dict.fromkeys(count(t) for t in sorted(df["tokens"]))
     places = [c for c in ("lm", "site", "layer") if c in df]
     seeds = span(df.groupby(places)["seed"].nunique() if places else [df["seed"].nunique()])
-    count = f"{seeds} seeds" if seeds != "1" else "single seed"
-    return f"scale {df['scale'].iloc[0]}, {count}, {', '.join(tokens)} tokens a run"
+    in_all = f"{seeds} seeds" if seeds != "1" else "single seed"
+    return f"scale {df['scale'].iloc[0]}, {in_all}, {', '.join(tokens)} tokens a run"
 
 
 def span(counts: Iterable[int]) -> str:
@@ -77,14 +83,26 @@ def span(counts: Iterable[int]) -> str:
 
 def stated(verdict: str, text: str, df: pd.DataFrame, brief: str = "", found: Mapping | None = None) -> Verdict:
     """A verdict on a table of runs."""
-    return Verdict(verdict, f"{text}; {about(df)}", brief or text, about(df).removeprefix("scale "), found or {})
+    return Verdict(
+        verdict,
+        f"{text}{LINE if LINE in text else '; '}{about(df)}",
+        brief or text,
+        about(df).removeprefix("scale "),
+        found or {},
+    )
+
+
+def by_cell(cells: Mapping[str, Verdict], df: pd.DataFrame) -> str:
+    """What was found in each cell, a line each, less what `stated` says of them all anyway."""
+    common = f"; {about(df)}" if len(df) else ""
+    return LINE.join(f"{name}: {found.ours.removesuffix(common)}" for name, found in cells.items())
 
 
 def interval(found: Mapping, digits: int = 2, exp: bool = False) -> str:
     """An estimate of gsae.stats.by_seed with its interval over text and, where there is one, over seeds."""
     values = {k: np.exp(v) if exp else v for k, v in found.items() if k != "seeds"}
     out, ends = f"{values['estimate']:.{digits}f}", [f"{values[k]:.{digits}f}" for k in ("low", "high")]
-    out += f" [{', '.join(ends)}]" if np.isfinite(values["low"]) else " (no interval: undefined in too many resamples)"
+    out += f" [{', '.join(ends)}]" if np.isfinite(values["low"]) else " (no interval)"
     if np.isfinite(values["t_low"]):
         out += f", over seeds [{values['t_low']:.{digits}f}, {values['t_high']:.{digits}f}]"
     return out

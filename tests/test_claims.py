@@ -9,7 +9,20 @@ import pandas as pd
 import pytest
 import yaml
 
-from gsae import aftermath, claims, evidence, judges, judges_exact, judges_why, results, series, stats, toy, verdicts
+from gsae import (
+    aftermath,
+    claims,
+    evidence,
+    judges,
+    judges_exact,
+    judges_known,
+    judges_why,
+    results,
+    series,
+    stats,
+    toy,
+    verdicts,
+)
 from gsae.verdicts import NOT, NOT_RUN, NOT_TESTED, PARTLY, REPRODUCED
 
 ROOT = Path(__file__).parents[1]
@@ -278,7 +291,7 @@ def test_known_dictionary(monkeypatch):
             }.items()
         ]
         monkeypatch.setattr(results, "load", lambda name, scale: pd.DataFrame(rows))
-        return judges_why.known_dictionary("cpu").verdict
+        return judges_known.known_dictionary("cpu").verdict
 
     monkeypatch.setattr(aftermath, "missing", lambda kind, of, at: [])
     assert judged() == REPRODUCED and judged(seeds=1) == PARTLY
@@ -365,7 +378,7 @@ def test_pairs_trained_on_several_numbers_of_tokens_are_compared_on_common_level
     table = series.by_tokens(pd.concat([short, long, pair(0.5, 1000, layer=9)], ignore_index=True))
     assert table.index.tolist() == [("lm", "mlp_out", 8)]
     assert [float(cell.split()[0]) for cell in table.iloc[0]] == pytest.approx([0.8, 0.5], abs=0.011)
-    assert table.columns.tolist() == ["0.001 M tokens", "0.002 M tokens"]
+    assert table.columns.tolist() == ["1 k tokens", "2 k tokens"]
     assert float(series.frontiers(long)["L0 ratio"].iloc[0].split()[0]) < 0.45  # on its own range it is
 
 

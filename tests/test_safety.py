@@ -603,6 +603,17 @@ def test_processes_share_a_sweep_and_inherit_from_one_that_was_killed(world, wor
     assert not list(here.glob("checkpoints/*"))  # which finds names with a dot as well
 
 
+def test_sites_whose_runs_are_evaluated_on_different_text_share_one_harvest(world, monkeypatch):
+    made, collect = [], activations._collect
+    monkeypatch.setattr(activations, "_collect", lambda *of: (made.append(sorted(of[2])), collect(*of)))
+    other, shorter = Run(**vars(BASE) | {"site": "mlp_out", "ce_tokens": 80}), Run(**vars(BASE) | {"tokens": 200})
+    table = runner.run([BASE, other, shorter], "smoke")
+    assert made == [[("attn_z", 1), ("mlp_out", 1)], [("attn_z", 1)]] and set(table["status"]) == {"done"}
+    world("alone")
+    alone = runner.run([other], "smoke")  # what is on record does not change
+    assert alone["delta_ce"].iloc[0] == table["delta_ce"].iloc[1]
+
+
 def test_two_processes_that_find_an_empty_cache_make_one_store_and_share_the_sweep(
     world, worker, tmp_path, monkeypatch
 ):
