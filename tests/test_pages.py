@@ -58,6 +58,11 @@ def test_page(name):
                 )
 
 
+@pytest.mark.parametrize("name", [c for c in CHAPTERS if c.startswith("notebooks/")])
+def test_a_chapter_shows_every_run_of_its_tables(name):
+    assert not re.search(r"\d+ rows × \d+ columns", (HTML / name).read_text()), f"{name}: a table is cut short"
+
+
 def test_every_verdict_of_the_first_page_leads_to_its_evidence():
     anchors = [claims.anchor(claim.item) for claim in claims.CLAIMS]
     links = [urlparse(attrs.get("href") or "") for tag, attrs in page("book/index.html").found if tag == "a"]
@@ -130,4 +135,8 @@ def test_in_a_browser(site, browser, width, scheme):
         wide = opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 1, f"{name} overflows by {wide} pixels at {width}"
         assert not problems, f"{name}: {problems}"
+        narrow = opened.evaluate(
+            """[...document.querySelectorAll("figure img")].filter(i => i.getBoundingClientRect().width < 450).length"""
+        )
+        assert not narrow, f"{name}: {narrow} figures are too narrow to read at {width}"
     context.close()
