@@ -166,7 +166,8 @@ def read(file: Path) -> dict:
 
 def load(runs: Iterable[experiments.Run] | str, scale: str | None = None) -> pd.DataFrame:
     """One row a run: fields, metrics, `status` ("done", "old recipe", "missing") and the objects `sums, curve, density,
-    provenance`. `runs` are `Run`s or the name of an experiment.
+    provenance`. `top_share` is what the largest one in a thousand training activations hold of the squared norm.
+    `runs` are `Run`s or the name of an experiment.
     """
     at = experiments.scale(scale)
     rows = []
@@ -179,6 +180,7 @@ def load(runs: Iterable[experiments.Run] | str, scale: str | None = None) -> pd.
             current = record["recipe"] == experiments.RECIPES[run.arch]
             row |= record["metrics"] | {"status": "done" if current else "old recipe", "id": record["id"]}
             row |= {k: record[k] for k in ("sums", "density", "provenance")}
+            row["top_share"] = record.get("store", {}).get("top_share")
             row["curve"] = pd.DataFrame(record["curve"]["rows"], columns=record["curve"]["columns"])
             row["file"] = f"{record['experiment']}/{record['id']}.json"
         rows.append(row)

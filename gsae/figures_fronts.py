@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from gsae import stats
 from gsae.evidence import done
@@ -25,6 +26,8 @@ STYLES = {  # series -> colour, marker, line
     "pruned (5%)": ("#3aa6a6", "<", ":"),
     "pruned, rescale & shift (1%)": ("#8e6bbf", "D", "--"),
     "pruned, rescale & shift (5%)": ("#8e6bbf", "P", "--"),
+    "baseline, 1.5x as wide, pruned (1%)": ("#3aa6a6", "v", ":"),
+    "baseline, 1.5x as wide, pruned (5%)": ("#3aa6a6", "<", ":"),
     "gated, pruned (1%)": ("#e08a95", "v", ":"),
     "gated, pruned (5%)": ("#e08a95", "<", ":"),
     "no auxiliary term": (GREY, "x", ":"),
@@ -110,8 +113,11 @@ def forest(table: pd.DataFrame, xlabel: str, title: str = "", null: float = 1.0,
         axes.plot(row.estimate, i, marker, color=colour)
     axes.set_xscale("log")
     plain_log(axes.xaxis)
+    if np.ptp(np.log(axes.get_xlim())) < np.log(4):
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.1, 1.2, 1.5, 2, 3, 5, 7)))
     axes.set(xlabel=xlabel, title=title, ylim=(len(table) - 0.5, -0.5))
-    axes.set_yticks(range(len(table)), table["series"])
+    numbers = [f"\n{r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}]" * np.isfinite(r.estimate) for r in table.itertuples()]
+    axes.set_yticks(range(len(table)), table["series"] + numbers, fontsize=8)
     return figure
 
 
@@ -178,6 +184,7 @@ def known(df: pd.DataFrame, title: str = "") -> Figure:
         figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     else:
         panels[0, 0].text(0.5, 0.5, "no result on record", transform=panels[0, 0].transAxes, ha="center")
-    figure.supxlabel("latents on, over those of the data that are (log)", fontsize=8.5)
+    below = f"\nscale {df['scale'].iloc[0]}, {df['seed'].nunique()} seeds, {len(df)} results" if len(df) else ""
+    figure.supxlabel(f"latents on, over those of the data that are (log){below}", fontsize=8)
     figure.suptitle(title)
     return figure

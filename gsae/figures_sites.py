@@ -85,4 +85,4 @@ def gammas(df: pd.DataFrame, column: str = "gamma") -> Figure:
         axes.set_xscale("log")
         plain_log(axes.xaxis)
 
-    return cells(df, panel, "relative reconstruction bias, gamma")
+    return cells(df, panel, f"relative reconstruction bias{' about the mean' * (column == 'gamma_centred')}, gamma")

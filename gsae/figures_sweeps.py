@@ -57,9 +57,10 @@ def lambda_map(df: pd.DataFrame, title: str = "") -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 4.0))
     for label, colour, marker, dash, rows in lines(df):
         drawn, label = on_axis(rows, label)
-        axes.plot([], [], color=colour, marker=marker, ls=dash, label=label)
+        fill = colour if dash == DASHES[0] else "none"  # a single point has no dash to tell it by
+        axes.plot([], [], color=colour, marker=marker, ls=dash, label=label, mfc=fill)
         for _, one in drawn.groupby("seed"):
-            axes.plot(one["lam"], one["l0"], color=colour, marker=marker, ls=dash, lw=1, alpha=0.9)
+            axes.plot(one["lam"], one["l0"], color=colour, marker=marker, ls=dash, lw=1, alpha=0.9, mfc=fill)
     if len(done(df)):
         axes.set(xscale="log", yscale="log")
         plain_log(axes.xaxis)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -91,8 +92,8 @@ def shrinkage_alone(scale: str) -> Verdict:
     if not len(after) or not after.between(0.95, 1.05).all():
         return stated(NOT_TESTED, f"gamma {after.min():.3f} to {after.max():.3f}: not repaired", used)
 
-    def closed(name: str) -> dict:
-        return stats.by_seed((of[name], of[series.SAME], of[series.GATED]), stats.gap_closed)
+    def closed(name: str, log: bool = False) -> dict:
+        return stats.by_seed((of[name], of[series.SAME], of[series.GATED]), partial(stats.gap_closed, log=log))
 
     found = closed(series.RESCALED)
     if not np.isfinite(found["estimate"]):
@@ -100,6 +101,7 @@ def shrinkage_alone(scale: str) -> Verdict:
     strongest = [name for name in of if name.startswith(series.BOTH) and unfinished(of[name]) is None]
     said = "; ".join(f"{name} {interval(closed(name))}" for name in strongest)
     said = f"share closed {interval(found)}, gamma {after.min():.3f} to {after.max():.3f}; {said or 'no pruning yet'}"
+    said += f"; counted in logarithms, in which all levels weigh alike, {interval(closed(series.RESCALED, log=True))}"
     small = inside(found, -np.inf, WELL_BELOW)
     verdict = graded(found["estimate"] < HALF, all(small[:2]), small[2])
     return stated(verdict, said, used, f"share closed {interval(found)}")

@@ -27,8 +27,7 @@ def write(root: Path = CHECKOUT, scale: str = "cpu") -> None:
     """Draw the headline figure and write the table, from the committed evidence of a scale."""
     df = evidence.load("pareto", scale)
     drawn = figures.pareto(df[df["site"] == "mlp_neurons"], "one-layer LM, MLP neurons")
-    # GitHub shows a README on white or on black: an own ground keeps the figure readable on both.
     with matplotlib.rc_context({"svg.hashsalt": "gsae"}):  # the same evidence, the same bytes
-        drawn.savefig(root / FIGURE, facecolor="white", transparent=False, metadata={"Date": None})
+        drawn.savefig(root / FIGURE, metadata={"Date": None})
     page = root / "README.md"
     page.write_text(with_table(page.read_text(), scale))

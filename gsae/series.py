@@ -48,10 +48,15 @@ def control(row) -> str:
     return f"{name} ({row.increase:.0%})" if row.increase else name
 
 
+def parent(row, experiment: str) -> str:
+    """What the name of a control's series begins with, where it was not computed from the same-width baseline."""
+    return f"{GATED}, " if row.arch == "gated" else f"{WIDE}, " if experiment == aftermath.RUNS else ""
+
+
 def controls(experiment: str, scale: str | None = None) -> pd.DataFrame:
-    """The controls of an experiment's runs, with the column `series`; those of a gated run begin with "gated, "."""
+    """The controls of an experiment's runs, with the column `series`."""
     df = aftermath.table(aftermath.CONTROLS, experiment, scale)
-    return df.assign(series=[f"{'gated, ' * (row.arch == 'gated')}{control(row)}" for row in df.itertuples()])
+    return df.assign(series=[parent(row, experiment) + control(row) for row in df.itertuples()])
 
 
 def repaired(scale: str | None = None) -> pd.DataFrame:

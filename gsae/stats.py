@@ -159,15 +159,18 @@ def log_loss_ratio(arm: Sequence[dict], reference: Sequence[dict], levels: int =
     return float(np.mean(found[0] - found[1])) if found else np.nan
 
 
-def gap_closed(repaired: Sequence[dict], baseline: Sequence[dict], gated: Sequence[dict], levels: int = 5) -> float:
+def gap_closed(
+    repaired: Sequence[dict], baseline: Sequence[dict], gated: Sequence[dict], levels: int = 5, log: bool = False
+) -> float:
     """Share of the gap in loss recovered, baseline to gated, that a repaired baseline closes at equal L0 (Fig. 9).
 
-    1 is all of it. NaN without a shared range, or where the gated frontier is not above the baseline's.
+    1 is all of it. In nats, so that the sparse end, where most is lost, weighs most; or in the logarithm of what is
+    lost, in which all levels weigh alike. NaN without a shared range, or where the gated frontier is not above.
     """
     found = log_losses((repaired, baseline, gated), levels)
     if not found:
         return np.nan
-    left, before, best = (np.exp(v).mean() for v in found)  # delta CE is proportional to 1 - loss recovered
+    left, before, best = ((v if log else np.exp(v)).mean() for v in found)  # delta CE ~ 1 - loss recovered
     return float((before - left) / (before - best)) if before > best else np.nan
 
 

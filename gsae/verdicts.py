@@ -68,9 +68,9 @@ def count(tokens: int) -> str:
 
 
 def about(df: pd.DataFrame) -> str:
-    """Scale, seeds and tokens of the runs behind a number."""
+    """Scale, seeds (of each series and place) and tokens of the runs behind a number."""
     tokens = dict.fromkeys(count(t) for t in sorted(df["tokens"]))
-    places = [c for c in ("lm", "site", "layer") if c in df]
+    places = [c for c in ("lm", "site", "layer", "series" if "series" in df else "arch") if c in df]
     seeds = span(df.groupby(places)["seed"].nunique() if places else [df["seed"].nunique()])
     in_all = f"{seeds} seeds" if seeds != "1" else "single seed"
     return f"scale {df['scale'].iloc[0]}, {in_all}, {', '.join(tokens)} tokens a run"

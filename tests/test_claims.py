@@ -90,6 +90,20 @@ def read(monkeypatch, **tables):
     monkeypatch.setattr(evidence, "load", lambda name, scale=None: tables[name])
 
 
+def test_seeds_are_counted_in_each_series():
+    df = pd.concat([front(1.0, 3).assign(series="gated"), front(1.1, 2).assign(series="no r_mag")])
+    assert verdicts.about(df) == "scale cpu, 2 to 3 seeds, 5 k tokens a run"
+    assert verdicts.about(df[df["series"] == "gated"]) == "scale cpu, 3 seeds, 5 k tokens a run"
+
+
+def test_a_gap_is_counted_in_nats_or_in_logarithms():
+    def arm(loss):
+        return [dict(run(l0, loss)) for l0 in (10, 20, 40)]
+
+    of = arm(0.2), arm(0.4), arm(0.1)  # repaired, baseline, gated: the gap's middle in logarithms
+    assert stats.gap_closed(*of) == pytest.approx(2 / 3) and stats.gap_closed(*of, log=True) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(("factor", "note"), [(0.5, "at most 0.6"), (0.8, "above 0.6")])
 def test_half_the_latents_says_which_side(monkeypatch, factor, note):
     read(monkeypatch, seeds=pd.concat([front(factor), front(1.0, arch="baseline")]))
