@@ -98,7 +98,7 @@ def test_seeds_are_counted_in_each_series():
 
 def test_a_gap_is_counted_in_nats_or_in_logarithms():
     def arm(loss):
-        return [dict(run(l0, loss)) for l0 in (10, 20, 40)]
+        return [run(l0, 10 * loss / l0) for l0 in (10, 20, 40)]
 
     of = arm(0.2), arm(0.4), arm(0.1)  # repaired, baseline, gated: the gap's middle in logarithms
     assert stats.gap_closed(*of) == pytest.approx(2 / 3) and stats.gap_closed(*of, log=True) == pytest.approx(0.5)
