@@ -198,13 +198,12 @@ def first_pass(scale: str) -> list[Run]:
 
 def resampling(scale: str) -> list[Run]:
     """Appendix D: both arms without resampling at one lambda of `seeds`, at cpu also at the residual streams, where
-    latents die: at one lambda of the first pass and at the largest of `sites`."""
+    latents die: at one lambda of the first pass and at all of `sites`."""
     run, lams, share = main_sweep(scale)
     found = both([replace(run, lam=lams[len(lams) // 2])], share)
     if scale == "cpu":
-        streams = [r for r in first_sites(scale) + sites(scale) if r.site == "resid_post" and r.seed == 0]
-        most = SITE_LAMBDAS["resid_post"][-1]
-        found += [r for r in streams if r.lam in (FIRST_SITE_LAMBDAS[1], most, rounded(BASELINE_SHARE * most))]
+        first = [r for r in first_sites(scale) if r.lam == FIRST_SITE_LAMBDAS[1]]
+        found += [r for r in first + sites(scale) if r.site == "resid_post" and r.seed == 0]
     return [replace(r, resample=()) for r in found]
 
 

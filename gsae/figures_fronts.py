@@ -30,6 +30,8 @@ STYLES = {  # series -> colour, marker, line
     "baseline, 1.5x as wide, pruned (5%)": ("#3aa6a6", "<", ":"),
     "gated, pruned (1%)": ("#e08a95", "v", ":"),
     "gated, pruned (5%)": ("#e08a95", "<", ":"),
+    "gated, no resampling": ("#e08a95", "^", "--"),
+    "baseline, 1.5x as wide, no resampling": ("#7fb2e5", "v", "--"),
     "no auxiliary term": (GREY, "x", ":"),
     "no step function": ("#b5651d", "P", ":"),
     "auxiliary b_dec live": ("#b03a8c", "<", ":"),

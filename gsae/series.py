@@ -10,6 +10,7 @@ from gsae import aftermath, evidence, experiments, stats
 from gsae.verdicts import count, interval
 
 GATED, WIDE, SAME = "gated", "baseline, 1.5x as wide", "baseline, same width"
+UNREVIVED = ", no resampling"  # behind the name of a series
 RESCALED, PRUNED, BOTH = "rescale & shift", "pruned", "pruned, rescale & shift"
 ARMS = {  # Fig. 8, then ours: the switch that makes each arm
     "unfrozen decoder": ("freeze", "none"),
@@ -88,6 +89,14 @@ def resampled(scale: str | None = None) -> pd.DataFrame:
     usual = pd.concat([evidence.load(name, at) for name in ("seeds", "sites", "first_pass")]).drop_duplicates("id")
     keys = [*PLACE, "arch", "lam", "seed"]
     return evidence.load("resampling", at).merge(usual, "left", on=keys, suffixes=("", "_with"))
+
+
+def streams(scale: str | None = None) -> pd.DataFrame:
+    """The residual streams of `sites`, first seed, with resampling and without (D8), with the column `series`."""
+    usual, without = (named(evidence.load(name, experiments.scale(scale))) for name in ("sites", "resampling"))
+    usual = usual[(usual["site"] == "resid_post") & (usual["seed"] == 0)]
+    without = without[(without["site"] == "resid_post") & without["tokens"].isin(usual["tokens"])]
+    return pd.concat([usual, without.assign(series=without["series"] + UNREVIVED)], ignore_index=True)
 
 
 def frontiers(df: pd.DataFrame) -> pd.DataFrame:

@@ -32,7 +32,9 @@ SITE_LAMBDAS = {
     "attn_z": log_spaced(0.08, 0.45, 4),
     "resid_post": log_spaced(0.035, 0.2, 4),
 }
-SITE_SEEDS: dict[tuple[str, int], list[int]] = {}  # where `sites` has more than one
+SITE_SEEDS: dict[tuple[str, int], list[int]] = {  # where `sites` has more than one
+    (site, layer): [0, 1] for site in ("mlp_out", "resid_post") for layer in (8, 20)
+}
 FIRST_SITE_LAMBDAS = log_spaced(0.06, 0.4, 3)  # of the first pass, in both arms
 POSITION0 = (("mlp_out", 8), ("resid_post", 8))  # site and layer of `study`
 # Site and layer -> lambdas of the gated SAE and of the baseline of its L0, from `gsae study pairs`.

@@ -396,6 +396,18 @@ def test_pairs_trained_on_several_numbers_of_tokens_are_compared_on_common_level
     assert float(series.frontiers(long)["L0 ratio"].iloc[0].split()[0]) < 0.45  # on its own range it is
 
 
+def test_streams_with_and_without_resampling_leave_out_other_lengths_and_seeds(monkeypatch):
+    place = {"lm": "smollm2", "layer": 8, "tie": "r_mag", "freeze": "both", "auxiliary": True, "step": True,
+             "centre_grad": True, "magnitude_l1": False}  # fmt: skip
+    usual = pd.concat([front(1.0, 2, site=site, **place) for site in ("resid_post", "mlp_out")])
+    without = pd.concat([front(0.8, site="resid_post", **place), front(0.7, site="mlp_neurons", **place)])
+    first_pass = front(0.5, site="resid_post", **place).assign(tokens=1000)
+    read(monkeypatch, sites=usual, resampling=pd.concat([without, first_pass]))
+    found = series.streams("cpu")
+    assert found["series"].value_counts().to_dict() == {"gated": 4, "gated, no resampling": 4}
+    assert set(found["tokens"]) == {5000} and set(found["seed"]) == {0} and set(found["site"]) == {"resid_post"}
+
+
 def test_the_first_pass_that_chapters_compare_with_has_no_ablations_narrow_baselines_or_runs_without_resampling():
     df = series.named(evidence.load("neurons", "cpu"))
     assert set(df["series"]) == {series.GATED, series.WIDE} and (df["tokens"] == 1_024_000).all()
