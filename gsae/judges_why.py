@@ -207,8 +207,8 @@ def resampling(scale: str) -> Verdict:
         return waiting
     if (pairs["resample"] == pairs["resample_with"]).all():
         return stated(NOT_TESTED, "no run of this scale resamples", pairs)
-    said = LINE.join(f"{r.site} {r.layer}, {r.arch}, {count(r.tokens)}, lambda {r.lam:g}: {r.dead_fraction_with:.1%} dead "
-                     f"with, {r.dead_fraction:.1%} without, L0 {r.l0_with:.3g} and {r.l0:.3g}"
+    said = LINE.join(f"{r.site} {r.layer}, {r.arch}, {count(r.tokens)}, lambda {r.lam:g}: {r.dead_fraction_with:.1%} "
+                     f"dead with, {r.dead_fraction:.1%} without, L0 {r.l0_with:.3g} and {r.l0:.3g}"
                      for r in pairs.sort_values(["site", "layer", "arch", "tokens", "lam"]).itertuples())  # fmt: skip
     some = pairs[pairs["dead_fraction"] >= FEW_DEAD]
     if some.empty:
