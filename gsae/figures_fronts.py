@@ -118,8 +118,9 @@ def forest(table: pd.DataFrame, xlabel: str, title: str = "", null: float = 1.0,
     if np.ptp(np.log(axes.get_xlim())) < np.log(4):
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.1, 1.2, 1.5, 2, 3, 5, 7)))
     axes.set(xlabel=xlabel, title=title, ylim=(len(table) - 0.5, -0.5))
-    numbers = [f"\n{r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}]" * np.isfinite(r.estimate) for r in table.itertuples()]
-    axes.set_yticks(range(len(table)), table["series"] + numbers, fontsize=8)
+    finite = np.isfinite(table["estimate"])
+    numbers = [f"\n{r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in table.itertuples()]
+    axes.set_yticks(range(len(table)), table["series"] + np.where(finite, numbers, ""), fontsize=8)
     return figure
 
 
