@@ -187,7 +187,7 @@ def known(df: pd.DataFrame, title: str = "") -> Figure:
         figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     else:
         panels[0, 0].text(0.5, 0.5, "no result on record", transform=panels[0, 0].transAxes, ha="center")
-    below = f"\nscale {df['scale'].iloc[0]}, {df['seed'].nunique()} seeds, {len(df)} results" if len(df) else ""
+    below = f"\n{df['seed'].nunique()} seeds, {len(df)} results" if len(df) else ""
     figure.supxlabel(f"latents on, over those of the data that are (log){below}", fontsize=8)
     figure.suptitle(title)
     return figure
