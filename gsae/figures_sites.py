@@ -16,11 +16,14 @@ ERRORS = {"fvu": "fraction of variance unexplained (log)", "delta_ce": "delta cr
 
 
 def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel: str) -> Figure:
-    """A row of panels a layer, a column a site, as in the paper; a site without a finished run says so."""
+    """A row of panels a layer, a column a site, as in the paper, or one row where there is one site; a site without a
+    finished run says so.
+    """
     layers, sites = sorted(df["layer"].unique()), [site for site in SITES if site in set(df["site"])]
-    figure, panels = plt.subplots(len(layers), len(sites), figsize=(1 + 2.1 * len(sites), 0.9 + 2.3 * len(layers)),
-                                  squeeze=False)  # fmt: skip
-    for row, layer in zip(panels, layers, strict=True):
+    rows, columns = (len(layers), len(sites)) if len(sites) > 1 else (1, len(layers))
+    size = (max(6.4, 1 + 2.1 * columns), 0.9 + 2.3 * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for row, layer in zip(panels.reshape(len(layers), len(sites)), layers, strict=True):
         for axes, site in zip(row, sites, strict=True):
             of = df[(df["layer"] == layer) & (df["site"] == site)]
             axes.set_title(f"{SITES[site]}, layer {layer}", fontsize=8.5)
