@@ -92,7 +92,7 @@ def again(runs: Iterable[Run]) -> Iterator[tuple[Run, dict]]:
     """Each run trained from scratch, alone, with its metrics; runs of one site share activations and evaluation."""
     for of_model in runner.groups(runs, lambda r: r.lm):
         model = language_models.load(of_model[0].lm)
-        for same in runner.groups(of_model, lambda r: (r.data, r.site, r.layer)):
+        for same in runner.groups(of_model, lambda r: r.place):
             site, began = Site(same[0], model), time.time()
             folder = getattr(site.store, "folder", None)  # a buffer has none
             kept = folder and (folder / activations.META).stat().st_mtime < began

@@ -203,5 +203,5 @@ def sites(made: dict[str, experiments.Run]) -> Iterator[tuple[Site, list[str]]]:
     """Each site of runs, given by their ids on record, with the ids that are of it; a language model is loaded once."""
     for of_model in runner.groups(made.values(), lambda r: r.lm):
         model = language_models.load(of_model[0].lm)
-        for of_site in runner.groups(of_model, lambda r: (r.data, r.site, r.layer)):
+        for of_site in runner.groups(of_model, lambda r: r.place):
             yield Site(of_site[0], model), [name for name, one in made.items() if one in of_site]

@@ -63,9 +63,9 @@ def finish(figure: Figure, axes: Axes, df: pd.DataFrame, x: str, y: str, title: 
     return figure
 
 
-def plain_log(axis) -> None:
-    """Plain numbers on a log axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def plain_log(axis, subs: tuple[float, ...] = (1, 2, 5)) -> None:
+    """Plain numbers on a log axis, at these multiples of the powers of ten."""
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
 

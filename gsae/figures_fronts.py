@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from gsae import stats
 from gsae.evidence import done
@@ -114,9 +113,8 @@ def forest(table: pd.DataFrame, xlabel: str, title: str = "", null: float = 1.0,
         axes.plot([row.low, row.high], [i, i], color=colour, lw=1.6)
         axes.plot(row.estimate, i, marker, color=colour)
     axes.set_xscale("log")
-    plain_log(axes.xaxis)
-    if np.ptp(np.log(axes.get_xlim())) < np.log(4):
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.1, 1.2, 1.5, 2, 3, 5, 7)))
+    short = np.ptp(np.log(axes.get_xlim())) < np.log(4)
+    plain_log(axes.xaxis, (1, 1.1, 1.2, 1.5, 2, 3, 5, 7) if short else (1, 2, 5))
     axes.set(xlabel=xlabel, title=title, ylim=(len(table) - 0.5, -0.5))
     finite = np.isfinite(table["estimate"])
     numbers = [f"\n{r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in table.itertuples()]

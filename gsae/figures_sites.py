@@ -47,17 +47,17 @@ def fronts(df: pd.DataFrame) -> Figure:
     def panel(axes: Axes, of: pd.DataFrame) -> None:
         draw(axes, of, "loss_recovered", lambda v: 1 - v)
         loss_axes(axes)
-        left_out(axes, of, 0.03, "bottom")
+        left_out(axes, of, "bottom")
 
     return cells(df, panel, LOSS)
 
 
-def left_out(axes: Axes, of: pd.DataFrame, y: float, side: str) -> None:
-    """Runs that lose nothing, for which a log axis has no place, by name in a corner."""
+def left_out(axes: Axes, of: pd.DataFrame, side: str) -> None:
+    """Runs that lose nothing, for which a log axis has no place, by name in a corner on the right."""
     whole = done(of)[lambda rows: rows["loss_recovered"] >= 1].sort_values("l0")
     if len(whole):
         at = [f"{arch} at {', '.join(f'{l0:.0f}' for l0 in rows['l0'])}" for arch, rows in whole.groupby("arch")]
-        text = "\n".join(["all recovered:", *at])
+        text, y = "\n".join(["all recovered:", *at]), {"bottom": 0.03, "top": 0.97}[side]
         axes.text(0.97, y, text, transform=axes.transAxes, ha="right", va=side, fontsize=7)
 
 
@@ -70,7 +70,7 @@ def errors(df: pd.DataFrame, column: str = "fvu") -> Figure:
     def panel(axes: Axes, of: pd.DataFrame) -> None:
         draw(axes, of, column)
         if column == "delta_ce":
-            left_out(axes, of, 0.97, "top")
+            left_out(axes, of, "top")
         axes.set(xscale="log", yscale="log")
         plain_log(axes.xaxis)
         plain_log(axes.yaxis)

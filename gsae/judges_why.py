@@ -20,7 +20,7 @@ from gsae.verdicts import (
     stated,
     together,
     unfinished,
-)  # fmt: skip
+)
 
 CLEARLY, HALF = 1.05, 0.5  # of delta CE at equal L0; of a gap, of the targets
 WELL_BELOW = 0.4  # a half, of a gap

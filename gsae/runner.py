@@ -183,7 +183,7 @@ def train_missing(missing: list[Run], at: str, force: bool, ranks: Alone = ALONE
         model = language_models.load(of_model[0].lm)
         parts = []  # for each text: its sites, and the stacks of each
         for of_text in groups(of_model, lambda r: r.read):
-            of_sites = groups(of_text, lambda r: (r.data, r.site, r.layer))
+            of_sites = groups(of_text, lambda r: r.place)
             parts.append([(Site(rs[0], model), groups(rs, lambda r: r.stack)) for rs in of_sites])
         stacks = [stack for part in parts for _, of_site in part for stack in of_site]
         together = 1 < ranks.world > len(stacks)

@@ -74,6 +74,11 @@ class Run:
         return *self.read, self.eval_tokens, self.ce_tokens
 
     @property
+    def place(self) -> tuple:
+        """Runs of one language model with an equal key share a `gsae.site.Site`: activations and evaluation."""
+        return self.data, self.site, self.layer
+
+    @property
     def stack(self) -> tuple:
         """Runs with an equal key train together: all but lambda is the same."""
         return tuple(v for k, v in asdict(self).items() if k != "lam")
