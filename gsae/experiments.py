@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
-from gsae.runs import RECIPES, SITES, Run, grid, log_spaced, manifest, rounded, sources
+from gsae.runs import RECIPES, SITES, Run, both, grid, log_spaced, manifest, rounded, sources, wider
 from gsae.settings import (
     BASELINE_SHARE,
     FIRST_SITE_LAMBDAS,
@@ -13,6 +13,7 @@ from gsae.settings import (
     LONG_LAMBDAS,
     LOW_LAMBDA,
     MINI,
+    PILOT,
     PILOT_LAMBDAS,
     POSITION0,
     SCALES,
@@ -40,18 +41,6 @@ def scale(name: str | None = None) -> str:
     return name
 
 
-def wider(run: Run) -> Run:
-    """The baseline of the paper's comparisons: 1.5 times the gated width, for equal compute (section 4.1)."""
-    paper = Run()
-    plain = {k: getattr(paper, k) for k in ("tie", "freeze", "auxiliary", "step", "centre_grad", "magnitude_l1")}
-    return replace(run, arch="baseline", M=run.M * 3 // 2, **plain)
-
-
-def both(runs: Sequence[Run], share: float = 1.0) -> list[Run]:
-    """Each run and its 1.5 times wider baseline, at `share` of its lambda."""
-    return [*runs, *(replace(wider(run), lam=rounded(share * run.lam)) for run in runs)]
-
-
 def base(scale: str) -> Run:
     """The gated run of a scale that its sweeps vary; at smoke and cpu MLP neurons of the one-layer model."""
     if scale == "smoke":
@@ -65,10 +54,17 @@ def lambdas(scale: str) -> list[float]:
 
 
 def pilot(scale: str) -> list[Run]:
-    """Eight lambdas an architecture and site (two at smoke): from these the grids of the other sweeps are chosen."""
+    """Eight lambdas an architecture and site (two at smoke): from these the grids of the other sweeps are chosen.
+
+    At cpu half a million tokens and little evaluation text, a million at the MLP output of layer 8, the first of them.
+    """
     deep = both(grid(Run(**SETTINGS[scale]), lam=SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS))
+    if scale != "cpu":
+        return deep
+    others = grid(Run(**SETTINGS[scale] | PILOT), layer=[8, 20], site=list(SITE_LAMBDAS), lam=PILOT_LAMBDAS)
+    others = [run for run in others if (run.site, run.layer) != (deep[0].site, deep[0].layer)]
     mini = replace(base(scale), tokens=512_000, eval_tokens=200_000)
-    return deep + both(grid(mini, lam=PILOT_LAMBDAS)) if scale == "cpu" else deep
+    return deep + both(others) + both(grid(mini, lam=PILOT_LAMBDAS))
 
 
 def neurons(scale: str) -> list[Run]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from itertools import product
@@ -132,3 +132,15 @@ def rounded(lam: float) -> float:
 def log_spaced(low: float, high: float, count: int) -> list[float]:
     """`count` values from `low` to `high`, equal ratios, `rounded`."""
     return [rounded(low * (high / low) ** (i / (count - 1))) for i in range(count)]
+
+
+def wider(run: Run) -> Run:
+    """The baseline of the paper's comparisons: 1.5 times the gated width, for equal compute (section 4.1)."""
+    paper = Run()
+    plain = {k: getattr(paper, k) for k in ("tie", "freeze", "auxiliary", "step", "centre_grad", "magnitude_l1")}
+    return replace(run, arch="baseline", M=run.M * 3 // 2, **plain)
+
+
+def both(runs: Sequence[Run], share: float = 1.0) -> list[Run]:
+    """Each run and its 1.5 times wider baseline, at `share` of its lambda."""
+    return [*runs, *(replace(wider(run), lam=rounded(share * run.lam)) for run in runs)]

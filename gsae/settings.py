@@ -21,6 +21,7 @@ MINI = dict(lm="gelu-1l-mini", site="mlp_neurons", layer=0, M=2048, eval_tokens=
 LONG = 5_001_216  # tokens of a run of `seeds` at cpu, five times those of the first pass, `neurons`
 SEEDS: dict[str, list[int]] = {"cpu": [0, 1, 2]}  # of `seeds`; elsewhere one
 PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
+PILOT = dict(tokens=512_000, eval_tokens=50_000, ce_tokens=8_192)  # at cpu, for L0 alone: cross-entropy is dear
 SMOKE_LAMBDAS = [0.1, 0.4]
 
 # Tokens and gated lambdas of `sites` at cpu, from its first pass, the baseline at its share of each: both arms should
