@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gsae import aftermath, checkpoints, evidence, experiments, ito, metrics, results, runner, stats
+from gsae import aftermath, audit, checkpoints, evidence, experiments, ito, metrics, results, runner, stats
 from gsae import lm as language_models
 from gsae.aftermath import CONTROLS, INCREASES, ITO, PURSUITS, plan, pursuit
 from gsae.posthoc import Pruned, pruning_threshold, rescale_shift
@@ -19,6 +19,7 @@ from gsae.runner import Site
 from gsae.saes import SAE
 
 THRESHOLD_BATCHES = 4  # of the run's own training stream, that a pruning threshold is chosen on
+HELD = ("l0", "fvu", "gamma")  # to their record, within the tolerances of an audit, when a run is trained again
 
 
 def weights(row) -> SAE:
@@ -26,9 +27,34 @@ def weights(row) -> SAE:
     if not checkpoints.weights(row.id).exists():
         raise FileNotFoundError(
             f"run {row.id} ({row.arch}, lambda {row.lam:g}, seed {row.seed}) is on record but its weights are not in "
-            f"{checkpoints.weights(row.id)}: weights are not in git. Delete its run file and train it again here"
+            f"{checkpoints.weights(row.id)}: weights are not in git. `gsae run {ITO}` and `gsae run {CONTROLS}` train "
+            "again what they need"
         )
-    return checkpoints.load(row.id).to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded(row.id)
+
+
+def loaded(run_id: str) -> SAE:
+    return checkpoints.load(run_id).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def again(runs: Sequence[experiments.Run], site: Site, at: str) -> None:
+    """Train runs on record again whose weights this machine lacks, and hold them to their record.
+
+    Raises EvidenceError where the second training is not the first: the weights are then deleted.
+    """
+    lost = [run for run in runs if runner.weightless(run)]
+    for run in lost:
+        print(f"run {run.id} is on record, its weights are not here: trained again", file=sys.stderr)
+    runner.train_site(site, [lost] if lost else [], at, lacks=runner.weightless)
+    for run in lost:
+        metrics_now = stats.ratios(site.reconstruct(loaded(run.id)).to_dict())
+        told = audit.compare(evidence.read(evidence.find(run.id, at)), metrics_now)
+        if not (told := told[told["metric"].isin(HELD)])["passed"].all():
+            checkpoints.weights(run.id).unlink()
+            raise evidence.EvidenceError(
+                f"run {run.id}, trained again, is not the one on record, so that nothing computed from it would be of "
+                f"it:\n{told.to_string(index=False)}"
+            )
 
 
 def training_batches(row, site: Site) -> Callable[[int], Tensor]:
@@ -160,7 +186,8 @@ def run(
     kind: str = CONTROLS, experiment: str | None = None, scale: str | None = None, *, force: bool = False
 ) -> pd.DataFrame:
     """Controls (Fig. 9) or pursuits (Figs 10, 11) of an experiment's finished runs: reads what is on record at this
-    scale, computes what is not from the kept weights, and says which it did. With GSAE_TRAIN=never nothing is computed.
+    scale, computes what is not from the kept weights, and says which it did. Weights that this machine lacks are
+    trained again and held to the run's record. With GSAE_TRAIN=never nothing is computed.
 
     Args:
         kind: "controls" or "ito".
@@ -171,8 +198,8 @@ def run(
         The table of gsae.aftermath: results joined with their runs, what is missing said.
 
     Raises:
-        FileNotFoundError: where a finished run has no kept weights.
-        EvidenceError: where results of a scale other than smoke could not be traced to a commit.
+        EvidenceError: where results of a scale other than smoke could not be traced to a commit, or a second training
+            is not the run on record.
     """
     at = experiments.scale(scale)
     experiment = experiment or {CONTROLS: "same_width", ITO: aftermath.RUNS}[kind]
@@ -190,12 +217,14 @@ def run(
             evidence.require_clean()
         made = dict(zip(runs["id"], experiments.runs(experiment, at), strict=True))
         for site, here in sites({name: made[name] for name in todo["id"]}):
-            table = todo[todo["id"].isin(here)]
-            if kind == ITO:
-                pursuits(table, site, at, tokens=of[0]["tokens"], force=force)
-            else:
-                steps = aftermath.STEPS.get(at, 500)
-                controls(table, site, at, steps=steps, only=aftermath.KINDS[experiment], force=force)
+            for stack in runner.groups(here, lambda name: made[name].stack):  # each as soon as its weights are there
+                again([made[name] for name in stack], site, at)
+                table = todo[todo["id"].isin(stack)]
+                if kind == ITO:
+                    pursuits(table, site, at, tokens=of[0]["tokens"], force=force)
+                else:
+                    steps = aftermath.STEPS.get(at, 500)
+                    controls(table, site, at, steps=steps, only=aftermath.KINDS[experiment], force=force)
     return aftermath.table(kind, experiment, at)
 
 

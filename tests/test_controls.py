@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from gsae import checkpoints, controls, results, stats, train
-from gsae.experiments import Run
+from gsae import checkpoints, controls, evidence, results, runner, stats, train
+from gsae.experiments import Run, grid
 from gsae.lm import LM
 from gsae.runner import Site
 from gsae.toy import SparseData
@@ -34,7 +34,7 @@ class Model(LM):
     """A "language model" with one activation a token."""
 
     def __init__(self, table):
-        self.table = table
+        self.table, self.commit, self.device = table, "of a test", torch.device("cpu")
 
     def activations(self, tokens, sites):
         return {sites[0]: self.table[tokens]}
@@ -54,6 +54,8 @@ def site(tmp_path, monkeypatch):
     rows = 3 * WORLD.sample(4000, seed=1)[0]
     made.store = SimpleNamespace(
         scale=1 / 3,
+        rows=4000,
+        top_share=0.1,
         mean=rows.mean(0) / 3,
         batch=lambda step, batch, seed: rows[(step * batch) % 4000 :][:batch] / 3,
     )
@@ -126,8 +128,27 @@ def test_the_encoder_under_pursuit_is_evaluated_as_the_site_does_it(site):
 def test_missing_weights_and_other_sites_are_explained(site):
     runs = finished(site, ("gated",))
     checkpoints.weights(runs["id"][0]).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{runs['id'][0]}.*train it again"):
+    with pytest.raises(FileNotFoundError, match=f"{runs['id'][0]}.*gsae run ito.*train again"):
         controls.controls(runs, site, "smoke")
     with pytest.raises(ValueError, match="one site at a time"):
         controls.pursuits(runs.assign(layer=3), site, "smoke")
     assert results.load("controls", "smoke").empty
+
+
+def test_a_run_whose_weights_are_gone_is_trained_again_and_held_to_its_record(site):
+    runs = grid(site.run, lam=[0.1, 0.3])
+    runner.train_site(site, [runs], "smoke")
+    files, first = [evidence.find(run.id, "smoke") for run in runs], checkpoints.load(runs[1].id)
+    before = [file.read_bytes() for file in files]
+    controls.again(runs, site, "smoke")  # nothing is gone
+    checkpoints.weights(runs[1].id).unlink()
+    controls.again(runs, site, "smoke")
+    assert torch.allclose(checkpoints.load(runs[1].id).W_dec, first.W_dec, atol=1e-3)
+    assert [file.read_bytes() for file in files] == before
+
+    checkpoints.weights(runs[1].id).unlink()
+    other = WORLD.sample(200, seed=5)[0]
+    site.store.batch = lambda step, batch, seed: other  # as if the text were another
+    with pytest.raises(evidence.EvidenceError, match=f"{runs[1].id}, trained again, is not the one on record"):
+        controls.again(runs, site, "smoke")
+    assert runner.weightless(runs[1]) and not runner.weightless(runs[0])
