@@ -54,7 +54,7 @@ check: venv
 test: venv fetch peers check
 	$(call stage,notebooks carry no outputs,$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb)
 	$(call stage,environment file,$(BIN)/pytest -q tests/test_house.py -k environment)
-	$(call stage,audit of a run on record,$(BIN)/gsae audit pilot --runs 1 --max-tokens 600000 --seed "$(COMMIT)")
+	$(call stage,audit of a run on record,$(BIN)/gsae audit pilot --lm gelu-1l-mini --runs 1 --seed "$(COMMIT)")
 	$(call stage,notebooks at smoke scale,GSAE_SCALE=smoke $(BIN)/pytest -q --nbmake notebooks/ --nbmake-timeout=600 \
 	--durations=0)
 	$(call stage,build the book,$(BUILD))

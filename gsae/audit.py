@@ -59,7 +59,9 @@ def obstacle(record: dict) -> str:
     return "of several processes" if record["provenance"].get("ranks", 1) > 1 else ""
 
 
-def records(at: str, names: Sequence[str] = (), max_tokens: int | None = None) -> dict[str, dict]:
+def records(
+    at: str, names: Sequence[str] = (), max_tokens: int | None = None, lm: str | None = None
+) -> dict[str, dict]:
     """The run files that can be audited, by id; says how many cannot, and why.
 
     `names` are experiments and run ids; none: all. Raises EvidenceError on a damaged or edited file, ValueError on a
@@ -71,6 +73,7 @@ def records(at: str, names: Sequence[str] = (), max_tokens: int | None = None) -
         raise ValueError(f"{', '.join(sorted(unknown))}: no such run or experiment is on record at scale {at}")
     found = [r for r in found if not names or {r["id"], r["experiment"]} & set(names)]
     found = [r for r in found if r["run"]["tokens"] <= (max_tokens or r["run"]["tokens"])]
+    found = [r for r in found if r["run"]["lm"] == (lm or r["run"]["lm"])]
     left = {r["id"]: r for r in found if not obstacle(r)}
     skipped = Counter(filter(None, map(obstacle, found)))
     said = "".join(f"; skipped: {count} {why}" for why, count in skipped.items())
@@ -113,10 +116,11 @@ def compare(record: dict, metrics: dict) -> pd.DataFrame:
 
 
 def audit(
-    names: Sequence[str] = (), runs: int = 3, seed: int | str = 0, scale: str = "cpu", max_tokens: int | None = None
-) -> Iterator[pd.DataFrame]:
+    names: Sequence[str] = (), runs: int = 3, seed: int | str = 0, scale: str = "cpu", max_tokens: int | None = None,
+    lm: str | None = None,
+) -> Iterator[pd.DataFrame]:  # fmt: skip
     """Train runs on record again; yields the rows of `compare` of each. Raises what `records` and `gsae.run` raise."""
-    found = records(scale, names, max_tokens)
+    found = records(scale, names, max_tokens, lm)
     chosen = choose(found, runs, seed)
     dirty = ", with uncommitted changes" if evidence.dirty() else ""
     print(f"seed {seed} picks {' '.join(chosen)}; the code now: commit {evidence.commit()[:7]}{dirty}", flush=True)
@@ -129,7 +133,7 @@ def main(args) -> int:
     """Exit code of `gsae audit`: 0 where all agree, 1 where a metric does not, 130 after Ctrl-C."""
     parts = []
     try:
-        for part in audit(args.names, args.runs, args.seed, args.scale, args.max_tokens):
+        for part in audit(args.names, args.runs, args.seed, args.scale, args.max_tokens, args.lm):
             parts.append(part)
     except KeyboardInterrupt as stop:
         print(f"\n{stop or 'stopped'}; no record was touched", file=sys.stderr)

