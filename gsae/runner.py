@@ -112,7 +112,7 @@ def train_stack(runs: list[Run], site: Site, home: str, at: str, force: bool = F
             "density": density,
             "store": {"scale": site.store.scale, "top_share": site.store.top_share, "rows": site.store.rows},
             "provenance": evidence.provenance(plan.device, seconds + time.monotonic() - began, corpus_hash, lm_hash)
-            | {"lm_commit": site.model.commit}
+            | {"lm_commit": site.model.commit, "lm_dtype": str(site.model.dtype)[6:], "products": plan.dtype}
             | ({"ranks": ranks.world} if ranks.world > 1 else {}),
         }
         evidence.write(record, force=force)

@@ -34,7 +34,8 @@ class Model(LM):
     """A "language model" with one activation a token."""
 
     def __init__(self, table):
-        self.table, self.commit, self.device = table, "of a test", torch.device("cpu")
+        self.table, self.commit = table, "of a test"
+        self.device, self.dtype = torch.device("cpu"), torch.float32
 
     def activations(self, tokens, sites):
         return {sites[0]: self.table[tokens]}

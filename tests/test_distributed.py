@@ -271,8 +271,10 @@ def test_slices_and_shares_cover_everything_once():
         assert sorted(i for a, b in shares for i in range(a, b)) == list(range(11))
 
 
-def test_old_gpus_multiply_in_float32(monkeypatch):
+def test_what_lacks_bfloat16_multiplies_in_float32(monkeypatch):
     for capability, expected in (((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert stack.product_dtype("cuda") == expected
-    assert stack.product_dtype("cpu") == "bfloat16"
+    for fast, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast)
+        assert stack.product_dtype("cpu") == expected
