@@ -183,10 +183,10 @@ def test_a_run_of_another_text_is_not_picked(world):
 def test_experiments_ids_and_length_restrict_the_choice(world, capsys):
     assert set(audit.records("smoke", [RUNS[0].id, RUNS[3].id])) == {RUNS[0].id, RUNS[3].id}
     assert set(audit.records("smoke", ["own"])) == {r.id for r in RUNS}
-    forge(RUNS[0], run={"tokens": 300})
-    assert set(audit.records("smoke", max_tokens=280)) == {r.id for r in RUNS[1:]}
     assert set(audit.records("smoke", lm=BASE.lm)) == {r.id for r in RUNS}
     assert gsae("--lm", "gpt2") == 1 and "0 runs on record" in capsys.readouterr().err
+    forge(RUNS[0], run={"tokens": 300})
+    assert set(audit.records("smoke", max_tokens=280)) == {r.id for r in RUNS[1:]}
     assert gsae("neurons") == 1
     assert "neurons: no such run or experiment is on record at scale smoke" in capsys.readouterr().err
 
