@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
+from gsae import cells
 from gsae.runs import RECIPES, SITES, Run, both, grid, log_spaced, manifest, rounded, sources, wider
 from gsae.settings import (
     BASELINE_SHARE,
@@ -13,18 +14,12 @@ from gsae.settings import (
     LONG_LAMBDAS,
     LOW_LAMBDA,
     MINI,
-    PILOT,
     PILOT_LAMBDAS,
     POSITION0,
     SCALES,
     SEEDS,
     SETTINGS,
-    SITE_LAMBDAS,
-    SITE_SEEDS,
-    SITE_TOKENS,
     SMOKE_LAMBDAS,
-    STUDY_LAMBDAS,
-    STUDY_TRIALS,
 )  # fmt: skip
 
 __all__ = [
@@ -58,13 +53,10 @@ def pilot(scale: str) -> list[Run]:
 
     At cpu half a million tokens and little evaluation text, a million at the MLP output of layer 8, the first of them.
     """
-    deep = both(grid(Run(**SETTINGS[scale]), lam=SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS))
-    if scale != "cpu":
-        return deep
-    others = grid(Run(**SETTINGS[scale] | PILOT), layer=[8, 20], site=list(SITE_LAMBDAS), lam=PILOT_LAMBDAS)
-    others = [run for run in others if (run.site, run.layer) != (deep[0].site, deep[0].layer)]
-    mini = replace(base(scale), tokens=512_000, eval_tokens=200_000)
-    return deep + both(others) + both(grid(mini, lam=PILOT_LAMBDAS))
+    if scale == "cpu":
+        mini = replace(base(scale), tokens=512_000, eval_tokens=200_000)
+        return cells.pilot() + both(grid(mini, lam=PILOT_LAMBDAS))
+    return both(grid(Run(**SETTINGS[scale]), lam=SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS))
 
 
 def neurons(scale: str) -> list[Run]:
@@ -99,28 +91,28 @@ def pareto(scale: str) -> list[Run]:
 
 
 def sites(scale: str) -> list[Run]:
-    """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, lambdas of each arm's own,
-    for attention twice the text for cross-entropy, as its loss recovered is a ratio of small numbers; else one cell."""
-    if scale == "smoke":
-        return pilot(scale)
-    if scale != "cpu":
-        return both(grid(replace(base(scale), site="mlp_out"), lam=lambdas(scale)[1::2][:2]))
-    cells = grid(replace(Run(**SETTINGS[scale]), tokens=SITE_TOKENS), layer=[8, 20], site=list(SITE_LAMBDAS))
-    cells = [replace(run, ce_tokens=65_536) if run.site == "attn_z" else run for run in cells]
-    found = [one for run in cells for one in grid(run, seed=SITE_SEEDS.get((run.site, run.layer), [0]))]
-    return both([replace(run, lam=lam) for run in found for lam in SITE_LAMBDAS[run.site]], BASELINE_SHARE)
+    """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, lambdas of each arm's own;
+    else one cell."""
+    if scale in ("smoke", "cpu"):
+        return cells.main() if scale == "cpu" else pilot(scale)
+    return both(grid(replace(base(scale), site="mlp_out"), lam=lambdas(scale)[1::2][:2]))
+
+
+def ends(scale: str) -> list[Run]:
+    """At cpu, more lambdas for the cells of `sites` that do not reach L0 5 or 150 in both arms, and the same without
+    resampling at the residual streams; a cell's join `sites` when they are whole (`settings.WIDENED`). At other scales
+    one pair at half the smallest lambda.
+    """
+    if scale == "cpu":
+        return cells.ends()
+    least = min((run for run in sites(scale) if run.arch == "gated"), key=lambda run: run.lam)
+    return both([replace(least, lam=rounded(least.lam / 2))])
 
 
 def second_seed(scale: str) -> list[Run]:
     """The runs of `sites` in a second seed. A cell joins `sites` when it is whole (`settings.SITE_SEEDS`)."""
     cheap_first = sorted(sites(scale), key=lambda run: (-run.layer, run.site == "attn_z"))
     return [replace(run, seed=1) for run in cheap_first if run.seed == 0]
-
-
-def first_sites(scale: str) -> list[Run]:
-    """The cells of `sites` in the first pass, at cpu alone."""
-    cells = grid(Run(**SETTINGS[scale]), layer=[8, 20], site=list(SITE_LAMBDAS), lam=FIRST_SITE_LAMBDAS)
-    return both(cells) if scale == "cpu" else []
 
 
 def position0(scale: str) -> list[Run]:
@@ -187,9 +179,7 @@ def first_pass(scale: str) -> list[Run]:
         return neurons(scale)
     run, lams = base(scale), lambdas(scale)
     found = neurons(scale) + ablated(run, lams[:4], lams[1:3], [0]) + narrow(run, lams[:4], 1.0, [0])
-    found += both([replace(run, lam=lams[3], resample=())])
-    deep = replace(wider(Run(**SETTINGS[scale])), layer=20)
-    return found + first_sites(scale) + [replace(deep, site=site, lam=lam) for site, lam in STUDY_TRIALS.items()]
+    return found + both([replace(run, lam=lams[3], resample=())]) + cells.first() + cells.trials()
 
 
 def resampling(scale: str) -> list[Run]:
@@ -198,7 +188,7 @@ def resampling(scale: str) -> list[Run]:
     run, lams, share = main_sweep(scale)
     found = both([replace(run, lam=lams[len(lams) // 2])], share)
     if scale == "cpu":
-        first = [r for r in first_sites(scale) if r.lam == FIRST_SITE_LAMBDAS[1]]
+        first = [r for r in cells.first() if r.lam == FIRST_SITE_LAMBDAS[1]]
         found += [r for r in first + sites(scale) if r.site == "resid_post" and r.seed == 0]
     return [replace(r, resample=()) for r in found]
 
@@ -206,9 +196,7 @@ def resampling(scale: str) -> list[Run]:
 def study(scale: str) -> list[Run]:
     """Section 4.3: SAEs whose latents are compared; at cpu one an arm and place, both of about one L0 near 50."""
     if scale == "cpu":
-        run = Run(**SETTINGS[scale])
-        found = [(replace(run, site=site, layer=layer), lams) for (site, layer), lams in STUDY_LAMBDAS.items()]
-        return [replace(one, lam=lam) for run, lams in found for one, lam in zip((run, wider(run)), lams, strict=True)]
+        return cells.pairs()
     return pilot(scale)[::2] if scale == "smoke" else neurons(scale)
 
 
@@ -225,6 +213,7 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "study": study,
     "position0": position0,
     "longer": longer,
+    "ends": ends,
     "second_seed": second_seed,
     "schedule": schedule,
     "first_pass": first_pass,
