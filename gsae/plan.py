@@ -98,9 +98,9 @@ def estimate(
     return Estimate(BASE + max(host), max(on_gpu), sum(disk_bytes(runs, cache).values()), work / speed)
 
 
-def measured(at: str, device: str = "cpu", card: str = "") -> tuple[float, str]:
-    """Operations a second, and where that is from: the wall times of the latest runs on record of such a device, else
-    what `gsae plan` assumes of a GPU of this name, as its driver gives it.
+def measured(at: str, device: str = "cpu", card: str = "", products: str = "bfloat16") -> tuple[float, str]:
+    """Operations a second, and where that is from: the wall times of the latest runs on record of such a device, which
+    multiply in the same dtype, else what `gsae plan` assumes of a GPU of this name, as its driver gives it.
     """
     from gsae import evidence, gpus
 
@@ -110,7 +110,8 @@ def measured(at: str, device: str = "cpu", card: str = "") -> tuple[float, str]:
     for record in map(evidence.read, islice(of_runs, LATEST)):
         run, origin = Run.of(record["run"]), record["provenance"]
         timed = origin["seconds"] > 0  # a run of less than 0.05 s is recorded as 0.0
-        if origin["device"] == device and sizes.known(run.lm) and timed:
+        same = (origin["device"], origin.get("products", "bfloat16")) == (device, products)
+        if same and sizes.known(run.lm) and timed:
             rates.append((sizes.train_flops(run) + sizes.evaluation_flops(run)) / origin["seconds"])
     if rates:
         return statistics.median(rates), f"measured in {len(rates)} runs on record"
@@ -144,7 +145,7 @@ def duration(seconds: int | float) -> str:
 
 def check(
     runs: Sequence[Run], at: str, folder: Path, device: str = "cpu", gpu_free: int | None = None, force: bool = False,
-    gpu_memory: int | float = 1e18, card: str = "", apart: bool = False,
+    gpu_memory: int | float = 1e18, card: str = "", apart: bool = False, products: str = "bfloat16",
 ) -> str:  # fmt: skip
     """Print one line with the estimate to stderr, and return it.
 
@@ -152,6 +153,7 @@ def check(
         folder: the cache folder: its disk takes stores, checkpoints and weights.
         gpu_free, gpu_memory, card: bytes free and in all on the GPU, and its name, where there is one.
         apart: whether the language model is elsewhere than on that GPU.
+        products: the dtype in which this machine multiplies.
         force: go on even if it does not fit.
 
     Raises TooLarge where memory or disk cannot hold it, unless `force`.
@@ -160,7 +162,7 @@ def check(
         line = f"no estimate: the shape of {', '.join(unknown)} is not in gsae.sizes.SHAPES"
         print(line, file=sys.stderr)
         return line
-    speed, source = measured(at, device, card)
+    speed, source = measured(at, device, card, products)
     need, free_disk = estimate(runs, speed, device, folder, gpu_memory, apart), shutil.disk_usage(folder).free
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun on this machine
     wanted = {

@@ -15,6 +15,7 @@ from gsae import lm as language_models
 from gsae.assets import cache_dir
 from gsae.distributed import ALONE, Alone
 from gsae.experiments import Run
+from gsae.stack import product_dtype
 
 ROWS = {"cpu": 512, "cuda": 4096}  # tokens encoded at once: on a CPU their codes stay in its cache, twice as fast
 SEED_ORDER = 0  # of the store's permutation: a store is shared by runs of every seed
@@ -179,15 +180,15 @@ def gpu_memory() -> int:
 
 
 def machine() -> dict:
-    """What `plan.check` is told of the device that trains: its kind and, of a GPU, bytes free and in all, its name, and
-    whether the language model goes elsewhere.
+    """What `plan.check` is told of the device that trains: its kind, the dtype of its products and, of a GPU, bytes
+    free and in all, its name, and whether the language model goes elsewhere.
     """
     if not torch.cuda.is_available():
-        return {"device": "cpu"}
+        return {"device": "cpu", "products": product_dtype("cpu")}
     free, total = torch.cuda.mem_get_info()
     apart = os.environ.get("GSAE_LM_DEVICE") not in (None, "", "cuda", f"cuda:{torch.cuda.current_device()}")
     return {"device": "cuda", "gpu_free": free, "gpu_memory": total, "card": torch.cuda.get_device_name(),
-            "apart": apart}  # fmt: skip
+            "apart": apart, "products": product_dtype("cuda")}  # fmt: skip
 
 
 def lock(name: str) -> Path:

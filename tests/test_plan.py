@@ -392,6 +392,13 @@ def test_speed_is_measured_on_record_of_the_same_device(record):
     speed, source = plan.measured("cpu", "cuda")
     assert speed == plan.SPEED["cuda"] and source.startswith("assumed")
     assert plan.measured("smoke")[1].startswith("assumed")
+    assert plan.measured("cpu", products="float32") == (
+        plan.SPEED["cpu"],
+        "assumed: no run of such a device is on record",
+    )
+    record(seconds=400.0, device="cpu", products="float32")
+    assert plan.measured("cpu", products="float32")[0] == work / 400
+    assert plan.measured("cpu")[1].startswith("assumed")
 
 
 def test_a_run_too_short_to_time_says_nothing_of_the_speed(record):
