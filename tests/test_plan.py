@@ -376,7 +376,7 @@ def record(tmp_path, monkeypatch):
 
     def write(**origin):
         value = json.loads(source.read_text())
-        value["provenance"] |= origin
+        value["provenance"] |= {"products": "bfloat16"} | origin
         target.write_text(json.dumps(value))
         return Run.of(value["run"])
 
