@@ -65,7 +65,7 @@ def records(
     """The run files that can be audited, by id; says how many cannot, and why.
 
     `names` are experiments and run ids; none: all. Raises EvidenceError on a damaged or edited file, ValueError on a
-    name that is not on record, or where nothing is left.
+    name or language model that is not on record, or where nothing is left.
     """
     files = (f for f in sorted(evidence.root(at).glob("*/[!.]*.json")) if '"run": {' in f.read_text())
     found = list(map(evidence.read, files))
@@ -73,6 +73,8 @@ def records(
         raise ValueError(f"{', '.join(sorted(unknown))}: no such run or experiment is on record at scale {at}")
     found = [r for r in found if not names or {r["id"], r["experiment"]} & set(names)]
     found = [r for r in found if r["run"]["tokens"] <= (max_tokens or r["run"]["tokens"])]
+    if lm and lm not in (known := {r["run"]["lm"] for r in found}):
+        raise ValueError(f"no run of the language model {lm} is on record here: {', '.join(sorted(known))} are")
     found = [r for r in found if r["run"]["lm"] == (lm or r["run"]["lm"])]
     left = {r["id"]: r for r in found if not obstacle(r)}
     skipped = Counter(filter(None, map(obstacle, found)))

@@ -26,8 +26,8 @@ def cells(run: Run, **axes) -> list[Run]:
     return grid(run, layer=[8, 20], site=list(SITE_LAMBDAS), **axes)
 
 
-def lambdas(run: Run) -> list[float]:
-    """The gated lambdas of a place of `main`."""
+def site_lambdas(run: Run) -> list[float]:
+    """The gated lambdas of a place of `sites`."""
     place = run.site, run.layer
     return SITE_LAMBDAS[run.site] + (SITE_ENDS[place] if place in WIDENED else [])
 
@@ -39,7 +39,7 @@ def pilot() -> list[Run]:
     return both(grid(DEEP, lam=PILOT_LAMBDAS)) + both(others)
 
 
-def main() -> list[Run]:
+def sites() -> list[Run]:
     """Each arm at its own lambdas; for attention twice the text for cross-entropy, as its loss recovered is a ratio of
     small numbers.
     """
@@ -47,17 +47,17 @@ def main() -> list[Run]:
         replace(r, ce_tokens=65_536) if r.site == "attn_z" else r for r in cells(replace(DEEP, tokens=SITE_TOKENS))
     ]
     found = [one for run in places for one in grid(run, seed=SITE_SEEDS.get((run.site, run.layer), [0]))]
-    return both([replace(run, lam=lam) for run in found for lam in lambdas(run)], BASELINE_SHARE)
+    return both([replace(run, lam=lam) for run in found for lam in site_lambdas(run)], BASELINE_SHARE)
 
 
 def ends() -> list[Run]:
-    """The lambdas of `settings.SITE_ENDS`, and at the residual streams the same without resampling."""
-    gated = [r for r in main() if r.arch == "gated" and r.lam == SITE_LAMBDAS[r.site][0]]
+    """The lambdas of `settings.SITE_ENDS`, and at the residual streams, of seed 0, the same without resampling."""
+    gated = [r for r in sites() if r.arch == "gated" and r.lam == SITE_LAMBDAS[r.site][0]]
     found = both([replace(r, lam=lam) for r in gated for lam in SITE_ENDS.get((r.site, r.layer), [])], BASELINE_SHARE)
     return found + [replace(r, resample=()) for r in found if r.site == "resid_post" and r.seed == 0]
 
 
-def first() -> list[Run]:
+def first_pass() -> list[Run]:
     """The first pass: a million tokens, three lambdas, the same in both arms."""
     return both(cells(DEEP, lam=FIRST_SITE_LAMBDAS))
 

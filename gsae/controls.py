@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gsae import aftermath, audit, checkpoints, evidence, experiments, ito, metrics, results, runner, stats
+from gsae import aftermath, checkpoints, evidence, experiments, ito, metrics, remake, results, runner, stats
 from gsae import lm as language_models
 from gsae.aftermath import CONTROLS, INCREASES, ITO, PURSUITS, plan, pursuit
+from gsae.assets import cache_dir
+from gsae.plan import check
 from gsae.posthoc import Pruned, pruning_threshold, rescale_shift
 from gsae.runner import Site
 from gsae.saes import SAE
+from gsae.site import machine
 
 THRESHOLD_BATCHES = 4  # of the run's own training stream, that a pruning threshold is chosen on
-HELD = ("l0", "fvu", "gamma")  # to their record, within the tolerances of an audit, when a run is trained again
 
 
 def weights(row) -> SAE:
@@ -30,31 +32,7 @@ def weights(row) -> SAE:
             f"{checkpoints.weights(row.id)}: weights are not in git. `gsae run {ITO}` and `gsae run {CONTROLS}` train "
             "again what they need"
         )
-    return loaded(row.id)
-
-
-def loaded(run_id: str) -> SAE:
-    return checkpoints.load(run_id).to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def again(runs: Sequence[experiments.Run], site: Site, at: str) -> None:
-    """Train runs on record again whose weights this machine lacks, and hold them to their record.
-
-    Raises EvidenceError where the second training is not the first: the weights are then deleted.
-    """
-    lost = [run for run in runs if runner.weightless(run)]
-    for run in lost:
-        print(f"run {run.id} is on record, its weights are not here: trained again", file=sys.stderr)
-    runner.train_site(site, [lost] if lost else [], at, lacks=runner.weightless)
-    for run in lost:
-        metrics_now = stats.ratios(site.reconstruct(loaded(run.id)).to_dict())
-        told = audit.compare(evidence.read(evidence.find(run.id, at)), metrics_now)
-        if not (told := told[told["metric"].isin(HELD)])["passed"].all():
-            checkpoints.weights(run.id).unlink()
-            raise evidence.EvidenceError(
-                f"run {run.id}, trained again, is not the one on record, so that nothing computed from it would be of "
-                f"it:\n{told.to_string(index=False)}"
-            )
+    return checkpoints.load(row.id).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def training_batches(row, site: Site) -> Callable[[int], Tensor]:
@@ -105,9 +83,12 @@ def done(runs: pd.DataFrame, site: Site) -> Iterator:
         yield row
 
 
-def write(experiment: str, of: dict, values: dict, sums: dict, row, seconds: float, at: str, force: bool) -> None:
+def write(
+    experiment: str, of: dict, values: dict, sums: dict, row, sae: SAE, seconds: float, at: str, force: bool
+) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     origin = evidence.provenance(device, seconds, *experiments.sources(row.lm, row.context))
+    origin |= {k: v for k, v in sae.about.items() if k == "again"}  # weights that were made a second time
     results.write_result(experiment, of, values, origin, at, sums, force)
 
 
@@ -141,9 +122,10 @@ def controls(
     todo = [(row, of) for row, of in todo if results.find(CONTROLS, of, at) is None]
     for row, of in tqdm(todo, desc=f"controls, {site.run.site} {site.run.layer}", disable=None):
         began = time.monotonic()
-        model = make(weights(row), of, training_batches(row, site))
+        sae = weights(row)
+        model = make(sae, of, training_batches(row, site))
         values, sums, _ = site.evaluate(model)
-        write(CONTROLS, of, values | model.summary(), sums, row, time.monotonic() - began, at, force)
+        write(CONTROLS, of, values | model.summary(), sums, row, sae, time.monotonic() - began, at, force)
     return results.load(CONTROLS, at)
 
 
@@ -174,11 +156,11 @@ def pursuits(
         part.store = site.store
     for row in tqdm(todo, desc=f"pursuit, {site.run.site} {site.run.layer}", disable=None):
         began = time.monotonic()
-        found = pursue_site(weights(row), part, sizes)
+        sae = weights(row)
+        found = pursue_site(sae, part, sizes)
         for s, (values, sums) in found.items():
-            write(
-                ITO, pursuit(row.id, s, tokens), values, sums, row, (time.monotonic() - began) / len(found), at, force
-            )
+            seconds = (time.monotonic() - began) / len(found)
+            write(ITO, pursuit(row.id, s, tokens), values, sums, row, sae, seconds, at, force)
     return results.load(ITO, at)
 
 
@@ -198,8 +180,8 @@ def run(
         The table of gsae.aftermath: results joined with their runs, what is missing said.
 
     Raises:
-        EvidenceError: where results of a scale other than smoke could not be traced to a commit, or a second training
-            is not the run on record.
+        EvidenceError: where results of a scale other than smoke could not be traced to a commit, or some runs could
+            not be made again as they are on record; what the others lacked is then computed.
     """
     at = experiments.scale(scale)
     experiment = experiment or {CONTROLS: "same_width", ITO: aftermath.RUNS}[kind]
@@ -216,15 +198,24 @@ def run(
         if at != "smoke" and not force:
             evidence.require_clean()
         made = dict(zip(runs["id"], experiments.runs(experiment, at), strict=True))
+        known = {name: run for name in todo["id"] if (run := made[name]).id == name}  # not of an older recipe
+        if lost := list(filter(remake.weightless, known.values())):
+            check(lost, at, cache_dir(), force=force, **machine())
+        failed: set[str] = set()
         for site, here in sites({name: made[name] for name in todo["id"]}):
             for stack in runner.groups(here, lambda name: made[name].stack):  # each as soon as its weights are there
-                again([made[name] for name in stack], site, at)
-                table = todo[todo["id"].isin(stack)]
+                failed |= {run.id for run in remake.remake([known[name] for name in stack if name in known], site, at)}
+                table = todo[todo["id"].isin(set(stack) - failed)]
                 if kind == ITO:
                     pursuits(table, site, at, tokens=of[0]["tokens"], force=force)
                 else:
                     steps = aftermath.STEPS.get(at, 500)
                     controls(table, site, at, steps=steps, only=aftermath.KINDS[experiment], force=force)
+        if failed:
+            raise evidence.EvidenceError(
+                f"{', '.join(sorted(failed))}: no weights that agree with the record could be made here, see above; "
+                "what these runs lack stays missing, all else is computed"
+            )
     return aftermath.table(kind, experiment, at)
 
 

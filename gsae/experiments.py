@@ -49,9 +49,10 @@ def lambdas(scale: str) -> list[float]:
 
 
 def pilot(scale: str) -> list[Run]:
-    """Eight lambdas an architecture and site (two at smoke): from these the grids of the other sweeps are chosen.
+    """Eight lambdas an architecture and site (two at smoke), to choose the grids of the other sweeps from.
 
-    At cpu half a million tokens and little evaluation text, a million at the MLP output of layer 8, the first of them.
+    At cpu half a million tokens, a million at the MLP output of layer 8. At five places of SmolLM2 it came after the
+    first grids, with little evaluation text; `ends` was chosen from it.
     """
     if scale == "cpu":
         mini = replace(base(scale), tokens=512_000, eval_tokens=200_000)
@@ -93,8 +94,10 @@ def pareto(scale: str) -> list[Run]:
 def sites(scale: str) -> list[Run]:
     """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, lambdas of each arm's own;
     else one cell."""
-    if scale in ("smoke", "cpu"):
-        return cells.main() if scale == "cpu" else pilot(scale)
+    if scale == "smoke":
+        return pilot(scale)
+    if scale == "cpu":
+        return cells.sites()
     return both(grid(replace(base(scale), site="mlp_out"), lam=lambdas(scale)[1::2][:2]))
 
 
@@ -179,7 +182,7 @@ def first_pass(scale: str) -> list[Run]:
         return neurons(scale)
     run, lams = base(scale), lambdas(scale)
     found = neurons(scale) + ablated(run, lams[:4], lams[1:3], [0]) + narrow(run, lams[:4], 1.0, [0])
-    return found + both([replace(run, lam=lams[3], resample=())]) + cells.first() + cells.trials()
+    return found + both([replace(run, lam=lams[3], resample=())]) + cells.first_pass() + cells.trials()
 
 
 def resampling(scale: str) -> list[Run]:
@@ -188,7 +191,7 @@ def resampling(scale: str) -> list[Run]:
     run, lams, share = main_sweep(scale)
     found = both([replace(run, lam=lams[len(lams) // 2])], share)
     if scale == "cpu":
-        first = [r for r in cells.first() if r.lam == FIRST_SITE_LAMBDAS[1]]
+        first = [r for r in cells.first_pass() if r.lam == FIRST_SITE_LAMBDAS[1]]
         found += [r for r in first + sites(scale) if r.site == "resid_post" and r.seed == 0]
     return [replace(r, resample=()) for r in found]
 

@@ -17,6 +17,7 @@ from transformers.utils import logging as hf_logging
 
 from gsae import access, assets, legacy
 from gsae.splice import Splice
+from gsae.stack import has_bfloat16
 
 HOOKS = {  # the paper's sites (section 4.1) -> TransformerLens' names
     "mlp_out": "hook_mlp_out",
@@ -164,7 +165,7 @@ def load(
         device_map, device = device_map or "auto", "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None:
         if device == "cpu":
-            fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            fast = has_bfloat16()
         else:  # a T4, say, only emulates it
             fast = not device.startswith("cuda") or torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = torch.bfloat16 if fast and name != "gelu-1l-mini" else torch.float32

@@ -1,6 +1,7 @@
 """Before a run: an estimate of memory, disk and time, and a refusal where they cannot be had. No torch."""
 
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -98,6 +99,16 @@ def estimate(
     return Estimate(BASE + max(host), max(on_gpu), sum(disk_bytes(runs, cache).values()), work / speed)
 
 
+def like(text: str, device: str, products: str) -> bool:
+    """Whether a file is of a run, not of a result computed from runs, and of one that multiplied in this dtype.
+
+    Processors of runs that do not name it had bfloat16; of GPUs nothing is known.
+    """
+    named = re.search(r'"products": "(\w+)"', text)
+    known = named[1] if named else "bfloat16" if device == "cpu" else products
+    return '"run": {' in text and known == products
+
+
 def measured(at: str, device: str = "cpu", card: str = "", products: str = "bfloat16") -> tuple[float, str]:
     """Operations a second, and where that is from: the wall times of the latest runs on record of such a device, which
     multiply in the same dtype, else what `gsae plan` assumes of a GPU of this name, as its driver gives it.
@@ -106,12 +117,10 @@ def measured(at: str, device: str = "cpu", card: str = "", products: str = "bflo
 
     rates = []
     files = sorted(evidence.root(at).glob("*/*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
-    of_runs = (f for f in files if '"run": {' in f.read_text())  # not of results that are computed from runs
-    for record in map(evidence.read, islice(of_runs, LATEST)):
+    for record in map(evidence.read, islice((f for f in files if like(f.read_text(), device, products)), LATEST)):
         run, origin = Run.of(record["run"]), record["provenance"]
         timed = origin["seconds"] > 0  # a run of less than 0.05 s is recorded as 0.0
-        same = (origin["device"], origin.get("products", "bfloat16")) == (device, products)
-        if same and sizes.known(run.lm) and timed:
+        if origin["device"] == device and sizes.known(run.lm) and timed:
             rates.append((sizes.train_flops(run) + sizes.evaluation_flops(run)) / origin["seconds"])
     if rates:
         return statistics.median(rates), f"measured in {len(rates)} runs on record"

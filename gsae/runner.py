@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -90,13 +90,10 @@ def train_stack(runs: list[Run], site: Site, home: str, at: str, force: bool = F
     saes = fit(stack, site.batches(runs[0]), checkpoint, every=max(60.0, 16 * plan.n * plan.M * len(runs) / 1e7))
     seconds = (time.monotonic() - began) / len(runs)
     for k, (one, sae) in enumerate(zip(tqdm(runs, desc="evaluate", disable=None), saes, strict=True)):
-        on_record = evidence.find(one.id, at) is not None
-        if k % ranks.world != ranks.rank or on_record and not weightless(one):
+        if k % ranks.world != ranks.rank or evidence.find(one.id, at):
             continue
         began = time.monotonic()
         checkpoints.save(sae, checkpoints.weights(one.id), run=experiments.asdict(one), scale=site.store.scale)
-        if on_record:
-            continue
         values, sums, density = site.evaluate(sae)
         corpus_hash, lm_hash = experiments.sources(one.lm, one.context)
         record = {
@@ -121,8 +118,8 @@ def train_stack(runs: list[Run], site: Site, home: str, at: str, force: bool = F
         checkpoint.unlink(missing_ok=True)
 
 
-def groups(runs: Iterable[Run], key) -> list[list[Run]]:
-    """Runs with an equal key, in order of first appearance."""
+def groups(runs: Iterable, key) -> list[list]:
+    """Runs, or what else is given, with an equal key, in order of first appearance."""
     found: dict = {}
     for one in runs:
         found.setdefault(key(one), []).append(one)
@@ -211,19 +208,8 @@ def harvest(sites: list[Site], ranks: Alone) -> None:
             site.store = store
 
 
-def weightless(run: Run) -> bool:
-    """Whether this machine lacks a run's weights: they are not in git, its evidence is."""
-    return not checkpoints.weights(run.id).exists()
-
-
-def train_site(
-    site: Site, stacks: list[list[Run]], at: str, force: bool = False, ranks: Alone = ALONE, home: str = "own",
-    lacks: Callable[[Run], bool] | None = None,
-) -> None:  # fmt: skip
-    """Train the runs of a site's stacks that have no evidence, or that `lacks` is true of, each stack under a lock:
-    what another process is at comes last, and is then there.
-    """
-    lacks = lacks or (lambda r: evidence.find(r.id, at) is None)
+def train_site(site: Site, stacks: list[list[Run]], at: str, force: bool, ranks: Alone, home: str) -> None:
+    """Train a site's stacks, each under a lock: what another process is at comes last, and is then on record."""
     for wait in (False, True):
         busy = []
         for stack in stacks:
@@ -234,7 +220,7 @@ def train_site(
                 except Timeout:
                     busy.append(stack)
                     continue
-                new = ranks.agree(list(map(lacks, stack)))
+                new = ranks.agree([evidence.find(r.id, at) is None for r in stack])
                 if left := [r for r, is_new in zip(stack, new, strict=True) if is_new]:
                     for runs in compositions(left, site, at, ranks):
                         site.make_room(runs)

@@ -129,15 +129,15 @@ class Site:
         rows = [(s.ce(None), s.ce(torch.zeros_like(s.clean)), s.ce(mean.to(s.clean).expand_as(s.clean))) for s in bar]
         return dict(zip(("clean", "zero", "mean"), map(list, zip(*rows, strict=True)), strict=True))
 
-    def encoded_at_once(self, sae: torch.nn.Module) -> int:
+    def rows_at_once(self, sae: torch.nn.Module) -> int:
         return sizes.rows_at_once(getattr(sae, "sae", sae).M, ROWS.get(sae.b_dec.device.type, 4096))
 
     @torch.no_grad()
-    def reconstruct(self, sae: torch.nn.Module) -> "metrics.Sums":
+    def reconstruct(self, sae: torch.nn.Module) -> metrics.Sums:
         """The sums behind an SAE's metrics of reconstruction, over the evaluation activations; no cross-entropy."""
         sae, sums = sae.eval(), metrics.Sums(self.store.mean)
         data, groups = self.held_out
-        few = max(1, self.encoded_at_once(sae) // data.shape[1])
+        few = max(1, self.rows_at_once(sae) // data.shape[1])
         for x, group in zip(data.split(few), groups.split(few), strict=True):
             rows = x.flatten(0, 1).float().to(sae.b_dec.device)
             f = sae.encode(rows)
@@ -147,7 +147,7 @@ class Site:
     @torch.no_grad()
     def evaluate(self, sae: torch.nn.Module) -> tuple[dict, dict, dict]:
         """Metrics, the sums behind them per group, and the density histogram of an SAE, or of what encodes like one."""
-        sums, most = self.reconstruct(sae), self.encoded_at_once(sae)
+        sums, most = self.reconstruct(sae), self.rows_at_once(sae)
         start, scale = 0, self.store.scale
         for i, s in enumerate(self.splices):
             rows = (s.clean.float() * scale).to(sae.b_dec.device).flatten(0, 1)

@@ -75,6 +75,11 @@ class Plan:
         return ARCHITECTURES[self.arch](self.n, self.M, self.seed, **dict(self.switches))
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16, by oneDNN; without it no product in it is fast."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def product_dtype(device: str) -> str:
     """The dtype in which a device multiplies: float32 on GPUs without bf16 units, compute capability below 8.0, and on
     processors without AVX-512 or the like, where a product in bf16 takes up to forty times as long.
@@ -82,7 +87,7 @@ def product_dtype(device: str) -> str:
     if device.startswith("cuda"):
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        fast = not device.startswith("cpu") or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        fast = not device.startswith("cpu") or has_bfloat16()
     return "bfloat16" if fast else "float32"
 
 

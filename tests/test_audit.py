@@ -184,7 +184,7 @@ def test_experiments_ids_and_length_restrict_the_choice(world, capsys):
     assert set(audit.records("smoke", [RUNS[0].id, RUNS[3].id])) == {RUNS[0].id, RUNS[3].id}
     assert set(audit.records("smoke", ["own"])) == {r.id for r in RUNS}
     assert set(audit.records("smoke", lm=BASE.lm)) == {r.id for r in RUNS}
-    assert gsae("--lm", "gpt2") == 1 and "0 runs on record" in capsys.readouterr().err
+    assert gsae("--lm", "gpt2") == 1 and "no run of the language model gpt2 is on record" in capsys.readouterr().err
     forge(RUNS[0], run={"tokens": 300})
     assert set(audit.records("smoke", max_tokens=280)) == {r.id for r in RUNS[1:]}
     assert gsae("neurons") == 1

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from gsae import checkpoints, controls, evidence, results, runner, stats, train
+from gsae import audit, checkpoints, controls, evidence, experiments, remake, results, runner, stats, train
+from gsae.assets import cache_dir
 from gsae.experiments import Run, grid
 from gsae.lm import LM
 from gsae.runner import Site
@@ -136,20 +137,51 @@ def test_missing_weights_and_other_sites_are_explained(site):
     assert results.load("controls", "smoke").empty
 
 
-def test_a_run_whose_weights_are_gone_is_trained_again_and_held_to_its_record(site):
+@pytest.fixture
+def recorded(site):
+    """Two runs of one stack, trained, evaluated and on record."""
     runs = grid(site.run, lam=[0.1, 0.3])
-    runner.train_site(site, [runs], "smoke")
-    files, first = [evidence.find(run.id, "smoke") for run in runs], checkpoints.load(runs[1].id)
-    before = [file.read_bytes() for file in files]
-    controls.again(runs, site, "smoke")  # nothing is gone
-    checkpoints.weights(runs[1].id).unlink()
-    controls.again(runs, site, "smoke")
-    assert torch.allclose(checkpoints.load(runs[1].id).W_dec, first.W_dec, atol=1e-3)
-    assert [file.read_bytes() for file in files] == before
+    runner.train_site(site, [runs], "smoke", False, runner.ALONE, "own")
+    return runs
 
-    checkpoints.weights(runs[1].id).unlink()
+
+def test_weights_that_are_gone_are_made_again(site, recorded, monkeypatch):
+    files, first = [evidence.find(run.id, "smoke") for run in recorded], checkpoints.load(recorded[1].id)
+    before = [file.read_bytes() for file in files]
+    checkpoints.weights(recorded[1].id).unlink()
+    assert remake.remake(recorded, site, "smoke") == []
+    again = checkpoints.load(recorded[1].id)
+    assert torch.allclose(again.W_dec, first.W_dec, atol=1e-3)
+    assert again.about["again"]["commit"] == evidence.commit() and "again" not in first.about
+    assert [file.read_bytes() for file in files] == before and not list((cache_dir() / "checkpoints").glob("*"))
+    monkeypatch.setattr(remake, "train", None)  # nothing is gone
+    assert remake.remake(recorded, site, "smoke") == []
+
+
+def test_weights_that_do_not_agree_with_the_record_are_not_kept(site, recorded, capsys):
+    for run in recorded:
+        checkpoints.weights(run.id).unlink()
     other = WORLD.sample(200, seed=5)[0]
     site.store.batch = lambda step, batch, seed: other  # as if the text were another
-    with pytest.raises(evidence.EvidenceError, match=f"{runs[1].id}, trained again, is not the one on record"):
-        controls.again(runs, site, "smoke")
-    assert runner.weightless(runs[1]) and not runner.weightless(runs[0])
+    assert remake.remake(recorded, site, "smoke") == recorded
+    assert all(map(remake.weightless, recorded))
+    assert f"run {recorded[1].id}, trained again, is not the one on record" in capsys.readouterr().err
+
+
+def test_a_whole_experiment_goes_on_without_the_run_that_does_not_agree(site, recorded, monkeypatch):
+    monkeypatch.setitem(experiments.EXPERIMENTS, "same_width", lambda at: recorded)
+    monkeypatch.setattr(controls, "sites", lambda made: [(site, list(made))])
+    monkeypatch.setattr(controls, "check", lambda runs, at, cache, **of: asked.append(list(runs)))
+    asked, compare = [], audit.compare
+    for run in recorded:
+        checkpoints.weights(run.id).unlink()
+
+    def strict(record, metrics):
+        return compare(record, metrics).assign(passed=record["id"] != recorded[0].id)
+
+    monkeypatch.setattr(audit, "compare", strict)
+    with pytest.raises(evidence.EvidenceError, match=f"^{recorded[0].id}: no weights that agree"):
+        controls.run("controls", scale="smoke")
+    assert asked == [recorded]
+    df = results.load("controls", "smoke")
+    assert set(df["run"]) == {recorded[1].id} and df["provenance"][0]["again"]["products"] in ("float32", "bfloat16")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import gsae.saes.base
-from gsae import cli, evidence, experiments, gpus, lm, paper_scale, plan, sizes
+from gsae import cells, cli, evidence, experiments, gpus, lm, paper_scale, plan, sizes
 from gsae.closed import closed_form
 from gsae.experiments import Run, wider
 from gsae.saes import GatedSAE
@@ -369,7 +370,7 @@ def test_the_commands_options_override_the_table(capsys):
 @pytest.fixture
 def record(tmp_path, monkeypatch):
     """One run of the committed evidence, alone in a folder of its own."""
-    source = next(evidence.root("cpu").glob("pilot/*.json"))
+    source = min(evidence.root("cpu").glob("pilot/*.json"))
     monkeypatch.setenv("GSAE_EVIDENCE", str(tmp_path / "evidence"))
     target = tmp_path / "evidence" / "cpu" / "pilot" / source.name
     target.parent.mkdir(parents=True)
@@ -530,3 +531,29 @@ def test_free_memory_is_what_the_system_says_or_its_limit(monkeypatch):
 @pytest.mark.parametrize("seconds,text", [(5.4, "5 s"), (100, "2 min"), (7200, "2.0 h"), (7.2e6, "2,000.0 h")])
 def test_duration(seconds, text):
     assert plan.duration(seconds) == text
+
+
+def test_the_ends_of_the_grids_join_the_places_of_chapter_4_when_they_are_named(monkeypatch):
+    ends, before = experiments.runs("ends", "cpu"), experiments.runs("sites", "cpu")
+    assert not set(ends) & set(before)
+    monkeypatch.setattr(cells, "WIDENED", list(cells.SITE_ENDS))
+    usual = [run for run in ends if run.resample]
+    assert set(experiments.runs("sites", "cpu")) == {*before, *usual}
+    assert {run for run in ends if not run.resample} <= set(experiments.runs("resampling", "cpu"))
+    assert {run.seed for run in usual if run.site == "resid_post"} == {0, 1}
+
+
+def test_the_speed_is_that_of_the_latest_runs_of_one_dtype(record, monkeypatch):
+    """However many runs of another dtype came after them."""
+    record(seconds=100.0, device="cpu")
+    source = next(evidence.root("cpu").glob("pilot/*.json"))
+    late = json.loads(source.read_text())
+    late["provenance"] |= {"products": "float32", "seconds": 10.0}
+    monkeypatch.setattr(plan, "LATEST", 2)
+    for i in range(3):
+        file = source.parents[1] / f"later{i}" / source.name
+        file.parent.mkdir()
+        file.write_text(json.dumps(late))
+        os.utime(file, (2e9, 2e9))
+    assert plan.measured("cpu")[1] == "measured in 1 runs on record"
+    assert plan.measured("cpu", products="float32")[1] == "measured in 2 runs on record"
