@@ -118,9 +118,12 @@ def test_never_computes_nothing_and_draws_what_is_missing(record_of_two, monkeyp
 def test_missing_weights_and_missing_runs_are_named_before_any_work(record_of_two, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "Place", None)
     checkpoints.weights(RUNS[1].id).unlink()
+    asked = []
+    monkeypatch.setattr(pipeline.remake, "remake", lambda runs, site, at: asked.append((runs, site.key, at)))
     assert main(["study", "collect", "--scale", "smoke"]) == 1
     told = capsys.readouterr().err
-    assert RUNS[1].id in told and str(checkpoints.weights(RUNS[1].id)) in told and "train it again" in told
+    assert RUNS[1].id in told and str(checkpoints.weights(RUNS[1].id)) in told and "agree with the record" in told
+    assert asked == [([RUNS[1]], ("mlp_out", 1), "smoke")]
     monkeypatch.setenv("GSAE_EVIDENCE", str(record_of_two / "nothing"))
     with pytest.raises(pairs.StudyError, match="gsae run study"):
         pipeline.run("smoke")

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gsae import checkpoints, evidence, experiments, results
+from gsae import checkpoints, evidence, experiments, remake, results
 from gsae import lm as language_models
 from gsae.runner import Site
 from gsae.saes import ARCHITECTURES
@@ -72,10 +72,18 @@ def weights(sae: pairs.SAE) -> torch.nn.Module:
     path = checkpoints.weights(sae.run)
     if not path.exists():
         raise pairs.StudyError(
-            f"the weights of run {sae.run} ({sae.arm}, L0 {sae.l0:.1f}) are not in {path}: weights are not in git. "
-            f"Delete {sae.file} and train it again with `gsae run {automated.STUDY}`, or run this where it was trained"
+            f"the weights of run {sae.run} ({sae.arm}, L0 {sae.l0:.1f}) are not in {path}: weights are not in git, and "
+            "none that agree with the record could be made here. Run this where it was trained, or put them there"
         )
     return checkpoints.load(sae.run)
+
+
+def retrain(saes: Sequence[pairs.SAE], at: str) -> None:
+    """Train again, held to their record, those SAEs of one place whose weights are not here."""
+    known = [(sae.run, experiments.Run.of(evidence.read(Path(sae.file))["run"])) for sae in saes]
+    lost = [run for name, run in known if run.id == name and remake.weightless(run)]
+    if lost:
+        remake.remake(lost, Site(lost[0], language_models.load(lost[0].lm)), at)
 
 
 def nearest(densities: Float[Tensor, " K"], shares: Float[Tensor, " V"]) -> list[int]:
@@ -168,11 +176,11 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
     """Collect and score the latents of the study's matched SAEs: reads what is on record, computes what is missing.
 
     Latents are drawn at random from those that are on at least once in the text. What dashboards show goes to
-    `automated.folder()`, the scores to result files. With GSAE_TRAIN=never nothing is computed. Returns
-    `automated.table`.
+    `automated.folder()`, the scores to result files. Weights that this machine lacks are trained again and held to the
+    run's record. With GSAE_TRAIN=never nothing is computed. Returns `automated.table`.
 
     Raises:
-        StudyError: no matched SAEs on record, with the lambda to train; or their weights are not kept here.
+        StudyError: no matched SAEs on record, with the lambda to train; or no weights that agree with their record.
         EvidenceError: a changed tree at a scale other than smoke; `force` writes all the same.
     """
     at = experiments.scale(scale)
@@ -188,6 +196,7 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
     if todo and at != "smoke" and not force:
         evidence.require_clean()
     for saes in todo.values():
+        retrain(saes, at)
         for sae in saes:
             weights(sae)  # before an hour's work, not after it
     embed = cache(scores.sentences)
