@@ -534,6 +534,7 @@ def test_duration(seconds, text):
 
 
 def test_the_ends_of_the_grids_join_the_places_of_chapter_4_when_they_are_named(monkeypatch):
+    monkeypatch.setattr(cells, "WIDENED", [])
     ends, before = experiments.runs("ends", "cpu"), experiments.runs("sites", "cpu")
     assert not set(ends) & set(before)
     monkeypatch.setattr(cells, "WIDENED", list(cells.SITE_ENDS))
