@@ -38,7 +38,7 @@ SITE_SEEDS: dict[tuple[str, int], list[int]] = {  # where `sites` has more than 
 }
 # Gated lambdas beyond those, after the verdicts on them had been read, for L0 of 5 and 150 in both arms: estimated from
 # the pilot and from `sites`. At the sparse end of the residual streams that was a guess, as their L0 does not fall
-# steadily there: at .35 most gated latents of layer 8 die instead (D17). `ends` trains them; a cell's join `sites` when
+# steadily there: at .35 gated latents of layer 8 die instead (D17). `ends` trains them; a cell's join `sites` when
 # all are on record, and the cell is named in WIDENED.
 SITE_ENDS: dict[tuple[str, int], list[float]] = {
     ("mlp_out", 8): [0.07],
