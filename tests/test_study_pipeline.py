@@ -123,10 +123,21 @@ def test_missing_weights_and_missing_runs_are_named_before_any_work(record_of_tw
     assert main(["study", "collect", "--scale", "smoke"]) == 1
     told = capsys.readouterr().err
     assert RUNS[1].id in told and str(checkpoints.weights(RUNS[1].id)) in told and "agree with the record" in told
-    assert asked == [([RUNS[1]], ("mlp_out", 1), "smoke")]
+    assert asked == [([RUNS[1]], ("mlp_out", 1), "smoke")] and "no estimate: the shape of tiny" in told
     monkeypatch.setenv("GSAE_EVIDENCE", str(record_of_two / "nothing"))
     with pytest.raises(pairs.StudyError, match="gsae run study"):
         pipeline.run("smoke")
+
+
+def test_a_place_without_weights_does_not_stop_the_others(record_of_two, monkeypatch):
+    ((cell, saes),) = automated.compared("smoke")[0].items()
+    places = {(*cell, sae.arm): [sae] for sae in saes}
+    monkeypatch.setattr(automated, "compared", lambda at: (places, []))
+    monkeypatch.setattr(pipeline.remake, "remake", lambda *a: None)
+    checkpoints.weights(RUNS[0].id).unlink()
+    with pytest.raises(pairs.StudyError, match=rf"run {RUNS[0].id} .* All other places are collected"):
+        pipeline.run("smoke")
+    assert [path.stem for path in automated.folder("smoke").glob("*.json")] == [RUNS[1].id]
 
 
 def test_latents_of_a_changed_tree_are_refused(record_of_two, monkeypatch):

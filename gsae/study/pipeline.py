@@ -13,10 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gsae import checkpoints, evidence, experiments, remake, results
+from gsae import checkpoints, evidence, experiments, remake, results, runner
 from gsae import lm as language_models
+from gsae.assets import cache_dir
+from gsae.plan import check
 from gsae.runner import Site
 from gsae.saes import ARCHITECTURES
+from gsae.site import machine
 from gsae.study import automated, collect, controls, dashboards, data, pairs, scores
 
 THRESHOLD_BLOCKS = 512  # of the text, on which random directions get their thresholds
@@ -78,12 +81,15 @@ def weights(sae: pairs.SAE) -> torch.nn.Module:
     return checkpoints.load(sae.run)
 
 
-def retrain(saes: Sequence[pairs.SAE], at: str) -> None:
-    """Train again, held to their record, those SAEs of one place whose weights are not here."""
+def retrain(saes: Sequence[pairs.SAE], at: str, force: bool) -> None:
+    """Train again, held to their record, those SAEs whose weights are not here; says beforehand what it takes."""
     known = [(sae.run, experiments.Run.of(evidence.read(Path(sae.file))["run"])) for sae in saes]
     lost = [run for name, run in known if run.id == name and remake.weightless(run)]
     if lost:
-        remake.remake(lost, Site(lost[0], language_models.load(lost[0].lm)), at)
+        check(lost, at, cache_dir(), force=force, **machine())
+    load = cache(language_models.load)
+    for here in runner.groups(lost, lambda r: r.place):
+        remake.remake(here, Site(here[0], load(here[0].lm)), at)
 
 
 def nearest(densities: Float[Tensor, " K"], shares: Float[Tensor, " V"]) -> list[int]:
@@ -195,15 +201,19 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
         )
     if todo and at != "smoke" and not force:
         evidence.require_clean()
+    retrain([sae for saes in todo.values() for sae in saes], at, force)
+    embed, lost = cache(scores.sentences), []
     for saes in todo.values():
-        retrain(saes, at)
-        for sae in saes:
-            weights(sae)  # before an hour's work, not after it
-    embed = cache(scores.sentences)
-    for saes in todo.values():
+        try:
+            list(map(weights, saes))
+        except pairs.StudyError as why:
+            lost.append(str(why))
+            continue
         place = Place(experiments.Run.of(evidence.read(Path(saes[0].file))["run"]), automated.sizes(at)[1])
         for sae in saes:
             collect_one(sae, place, at, embed, force)
+    if lost:
+        raise pairs.StudyError("; ".join(lost) + ". All other places are collected")
     return automated.table(at)
 
 
