@@ -15,7 +15,6 @@ from gsae.settings import (
     SITE_TOKENS,
     STUDY_LAMBDAS,
     STUDY_TRIALS,
-    WIDENED,
 )
 
 DEEP = Run(**SETTINGS["cpu"])  # its own place, the MLP output of layer 8, came first
@@ -28,8 +27,7 @@ def cells(run: Run, **axes) -> list[Run]:
 
 def site_lambdas(run: Run) -> list[float]:
     """The gated lambdas of a place of `sites`."""
-    place = run.site, run.layer
-    return SITE_LAMBDAS[run.site] + (SITE_ENDS[place] if place in WIDENED else [])
+    return SITE_LAMBDAS[run.site] + SITE_ENDS.get((run.site, run.layer), [])
 
 
 def pilot() -> list[Run]:
@@ -51,9 +49,11 @@ def sites() -> list[Run]:
 
 
 def ends() -> list[Run]:
-    """The lambdas of `settings.SITE_ENDS`, and at the residual streams, of seed 0, the same without resampling."""
-    gated = [r for r in sites() if r.arch == "gated" and r.lam == SITE_LAMBDAS[r.site][0]]
-    found = both([replace(r, lam=lam) for r in gated for lam in SITE_ENDS.get((r.site, r.layer), [])], BASELINE_SHARE)
+    """The runs of `sites` at the lambdas of `settings.SITE_ENDS`, and at the residual streams, of seed 0, the same
+    without resampling.
+    """
+    gated = [r for r in sites() if r.arch == "gated" and r.lam in SITE_ENDS.get((r.site, r.layer), [])]
+    found = both(gated, BASELINE_SHARE)
     return found + [replace(r, resample=()) for r in found if r.site == "resid_post" and r.seed == 0]
 
 

@@ -102,9 +102,9 @@ def sites(scale: str) -> list[Run]:
 
 
 def ends(scale: str) -> list[Run]:
-    """At cpu, more lambdas for the cells of `sites` that do not reach L0 5 or 150 in both arms, and the same without
-    resampling at the residual streams; a cell's join `sites` when they are whole (`settings.WIDENED`). At other scales
-    one pair at half the smallest lambda.
+    """What was added to `sites` after its verdicts had been read (D17): at cpu, lambdas for the cells that did not
+    reach L0 5 or 150 in both arms, and at the residual streams the same without resampling. At other scales one pair
+    at half the smallest lambda.
     """
     if scale == "cpu":
         return cells.ends()

@@ -36,10 +36,8 @@ SITE_LAMBDAS = {
 SITE_SEEDS: dict[tuple[str, int], list[int]] = {  # where `sites` has more than one
     (site, layer): [0, 1] for site in ("mlp_out", "resid_post") for layer in (8, 20)
 }
-# Gated lambdas beyond those, after the verdicts on them had been read, for L0 of 5 and 150 in both arms: estimated from
-# the pilot and from `sites`. At the sparse end of the residual streams that was a guess, as their L0 does not fall
-# steadily there: at .35 gated latents of layer 8 die instead (D17). `ends` trains them; a cell's join `sites` when
-# all are on record, and the cell is named in WIDENED.
+# Gated lambdas beyond those, added after the verdicts on them had been read, for L0 of 5 and 150 in both arms, from the
+# pilot and from `sites`. At the sparse end of the residual streams a guess, as their L0 does not fall steadily there.
 SITE_ENDS: dict[tuple[str, int], list[float]] = {
     ("mlp_out", 8): [0.07],
     ("attn_z", 8): [0.045],
@@ -47,7 +45,6 @@ SITE_ENDS: dict[tuple[str, int], list[float]] = {
     ("resid_post", 8): [0.032, 0.35],
     ("resid_post", 20): [0.024, 0.25],
 }
-WIDENED: list[tuple[str, int]] = [("mlp_out", 8)]
 FIRST_SITE_LAMBDAS = log_spaced(0.06, 0.4, 3)  # of the first pass, in both arms
 POSITION0 = (("mlp_out", 8), ("resid_post", 8))  # site and layer of `study`
 # Site and layer -> lambdas of the gated SAE and of the baseline of its L0, from `gsae study pairs`.

@@ -533,13 +533,12 @@ def test_duration(seconds, text):
     assert plan.duration(seconds) == text
 
 
-def test_the_ends_of_the_grids_join_the_places_of_chapter_4_when_they_are_named(monkeypatch):
-    monkeypatch.setattr(cells, "WIDENED", [])
-    ends, before = experiments.runs("ends", "cpu"), experiments.runs("sites", "cpu")
-    assert not set(ends) & set(before)
-    monkeypatch.setattr(cells, "WIDENED", list(cells.SITE_ENDS))
+def test_the_ends_of_the_grids_are_among_the_runs_of_chapter_4_and_without_resampling_among_those_of_chapter_6():
+    ends, at_all = experiments.runs("ends", "cpu"), experiments.runs("sites", "cpu")
     usual = [run for run in ends if run.resample]
-    assert set(experiments.runs("sites", "cpu")) == {*before, *usual}
+    assert set(usual) <= set(at_all) and {run.lam for run in usual if run.arch == "gated"} == {
+        lam for lams in cells.SITE_ENDS.values() for lam in lams
+    }
     assert {run for run in ends if not run.resample} <= set(experiments.runs("resampling", "cpu"))
     assert {run.seed for run in usual if run.site == "resid_post"} == {0, 1}
 
