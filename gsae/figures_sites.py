@@ -80,11 +80,17 @@ def errors(df: pd.DataFrame, column: str = "fvu") -> Figure:
 
 @styled
 def gammas(df: pd.DataFrame, column: str = "gamma") -> Figure:
-    """Relative reconstruction bias (Eq. 10) against L0 in each cell (Fig. 14); the band is 0.98 to 1.02."""
+    """Relative reconstruction bias (Eq. 10) against L0 in each cell (Fig. 14); the band is 0.98 to 1.02. A panel
+    holds all points; an interval may run out of it.
+    """
 
     def panel(axes: Axes, of: pd.DataFrame) -> None:
         axes.axhspan(0.98, 1.02, color=GREY, alpha=0.18, lw=0)
         draw(axes, of, column)
+        points = done(of)
+        if len(points) and points[column].notna().any():
+            low, high = min(points[column].min(), 0.98), max(points[column].max(), 1.02)
+            axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         axes.set_xscale("log")
         plain_log(axes.xaxis)
 
