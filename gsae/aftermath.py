@@ -16,7 +16,7 @@ KINDS = {  # experiment -> which controls of its runs (rescale & shift and both 
     RUNS: ("pruned",),
 }
 STEPS = {"smoke": 100}  # of rescale & shift; 500 elsewhere
-TOKENS = {"smoke": 512, "cpu": 8_192}  # of pursuit; 16,384 elsewhere
+TOKENS = {"smoke": 512}  # of pursuit; 16,384 elsewhere
 
 
 def settings(run_id: str, control: str, increase: float = 0.0, steps: int = 0) -> dict:

@@ -196,4 +196,4 @@ def test_pursuits_are_named_after_the_width_of_the_runs(experiment, names):
     assert set(df["series"]) == names and set(df["s"]) == {0, *aftermath.PURSUITS}
     runs = evidence.load(experiment, "cpu")
     assert len(df) == 4 * len(runs) and set(df["run"]) == set(runs["id"])
-    assert (df["tokens"] == runs["tokens"].iloc[0]).all() and (df["pursuit_tokens"] == aftermath.TOKENS["cpu"]).all()
+    assert (df["tokens"] == runs["tokens"].iloc[0]).all() and (df["pursuit_tokens"] == 16_384).all()
