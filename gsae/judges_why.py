@@ -207,10 +207,13 @@ def resampling(scale: str) -> Verdict:
         return waiting
     if (pairs["resample"] == pairs["resample_with"]).all():
         return stated(NOT_TESTED, "no run of this scale resamples", pairs)
+    some = pairs[pairs["dead_fraction"] >= FEW_DEAD]
     said = LINE.join(f"{r.site} {r.layer}, {r.arch}, {count(r.tokens)}, lambda {r.lam:g}: {r.dead_fraction_with:.1%} "
                      f"dead with, {r.dead_fraction:.1%} without, L0 {r.l0_with:.3g} and {r.l0:.3g}"
-                     for r in pairs.sort_values(["site", "layer", "arch", "tokens", "lam"]).itertuples())  # fmt: skip
-    some = pairs[pairs["dead_fraction"] >= FEW_DEAD]
+                     for r in (some if len(some) else pairs).sort_values(["site", "layer", "arch", "tokens", "lam"])
+                     .itertuples())  # fmt: skip
+    if 0 < len(some) < len(pairs):
+        said += f"{LINE}fewer than {FEW_DEAD:.0%} are dead without it in {len(pairs) - len(some)} other pairs"
     if some.empty:
         nothing = "hardly a latent is dead without it, so there is nothing to revive"
         return stated(NOT_TESTED, f"{nothing}: {said}", pairs, nothing)
