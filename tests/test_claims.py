@@ -270,7 +270,7 @@ def test_training_l0_compares_the_nearest_run_with_those_clearly_above(monkeypat
 
 
 def test_resampling(monkeypatch):
-    def judged(dead, with_it=0.1, seeds=1, resample=(0.15,)):
+    def judged(dead, with_it=0.1, seeds=1, resample=(0.15,), told="verdict"):
         """`dead`: (site, arch) -> share of dead latents without resampling; sites are split over both tables."""
         of = [(k, seed) for k in dead for seed in range(seeds)]
         without = pd.DataFrame([
@@ -280,7 +280,7 @@ def test_resampling(monkeypatch):
         runs = without.assign(resample=[resample] * len(of), dead_fraction=with_it, id=without["id"] + "with")
         first = runs["site"] == "mlp_neurons"
         read(monkeypatch, resampling=without, seeds=runs[first], sites=runs[~first], first_pass=runs)
-        return judges_why.resampling("cpu").verdict
+        return getattr(judges_why.resampling("cpu"), told)
 
     neurons = lambda gated, baseline: {("mlp_neurons", "gated"): gated, ("mlp_neurons", "baseline"): baseline}  # noqa: E731
     stream = lambda gated, baseline: {("resid_post", "gated"): gated, ("resid_post", "baseline"): baseline}  # noqa: E731
@@ -292,6 +292,9 @@ def test_resampling(monkeypatch):
     assert judged(neurons(0.005, 0.005) | stream(0.3, 0.3), seeds=2) == REPRODUCED
     assert judged(neurons(0.005, 0.005) | stream(0.3, 0.005), seeds=2) == PARTLY
     assert judged(neurons(0.3, 0.3) | stream(0.05, 0.3), seeds=2) == NOT
+    ours = judged(neurons(0.005, 0.005) | stream(0.3, 0.005), told="ours")
+    assert "resid_post 8, gated" in ours and "neurons" not in ours and "dead without it in 3 other pairs" in ours
+    assert "mlp_neurons 8, gated" in judged(neurons(0.005, 0.005), told="ours")
 
 
 def test_known_dictionary(monkeypatch):

@@ -171,6 +171,21 @@ def test_a_panel_a_site_and_layer_and_one_legend(draw):
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {series.GATED, series.WIDE}
 
 
+def test_an_interval_far_off_does_not_squeeze_the_panel_and_no_point_is_outside_it():
+    for run in (one for one in experiments.runs("sites", "cpu") if (one.site, one.layer) == ("attn_z", 20)):
+        evidence.write(record(run, "cpu", l0=50 * run.lam))
+    df = series.named(evidence.load("sites", "cpu"))
+    points = df.index[df["status"] == "done"]
+    df.loc[points, "gamma"] = np.linspace(0.8, 1.3, len(points))
+    df.at[points[-1], "sums"] = {k: np.asarray(v, float) for k, v in df.at[points[-1], "sums"].items()}
+    df.at[points[-1], "sums"]["x_hat_sq"][0] *= 1e4
+    panel = next(a for a in figures_sites.gammas(df).axes if a.get_title() == "attention before W_O, layer 20")
+    low, high = panel.get_ylim()
+    assert 0.75 < low < 0.8 and 1.3 < high < 1.35
+    df["gamma"] = float("nan")
+    figures_sites.gammas(df).canvas.draw()
+
+
 def test_runs_that_recover_all_are_named_where_a_log_axis_has_no_place_for_them():
     for run in (one for one in experiments.runs("sites", "cpu") if (one.site, one.layer) == ("attn_z", 20)):
         evidence.write(record(run, "cpu", l0=50 * run.lam))

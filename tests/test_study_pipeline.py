@@ -115,7 +115,7 @@ def test_never_computes_nothing_and_draws_what_is_missing(record_of_two, monkeyp
     assert "ot yet run" in published.gallery(automated.folder("smoke"))
 
 
-def test_missing_weights_and_missing_runs_are_named_before_any_work(record_of_two, monkeypatch, capsys):
+def test_missing_weights_and_missing_runs_are_named_before_text_is_read(record_of_two, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "Place", None)
     checkpoints.weights(RUNS[1].id).unlink()
     asked = []
@@ -135,7 +135,7 @@ def test_a_place_without_weights_does_not_stop_the_others(record_of_two, monkeyp
     monkeypatch.setattr(automated, "compared", lambda at: (places, []))
     monkeypatch.setattr(pipeline.remake, "remake", lambda *a: None)
     checkpoints.weights(RUNS[0].id).unlink()
-    with pytest.raises(pairs.StudyError, match=rf"run {RUNS[0].id} .* All other places are collected"):
+    with pytest.raises(pairs.StudyError, match=rf"run {RUNS[0].id} .* \(1 of 2 places are collected\)"):
         pipeline.run("smoke")
     assert [path.stem for path in automated.folder("smoke").glob("*.json")] == [RUNS[1].id]
 

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gsae import checkpoints, evidence, experiments, remake, results, runner
+from gsae import checkpoints, evidence, experiments, remake, results
 from gsae import lm as language_models
 from gsae.assets import cache_dir
-from gsae.plan import check
+from gsae.plan import TooLarge, check
 from gsae.runner import Site
 from gsae.saes import ARCHITECTURES
 from gsae.site import machine
@@ -49,8 +49,8 @@ def held_out(run: experiments.Run, lm: language_models.LM, tokens: int) -> Int[T
 class Place:
     """One place of a language model with the text that its SAEs' latents are shown on: `lm, blocks, key`."""
 
-    def __init__(self, run: experiments.Run, tokens: int):
-        self.lm, self.key = Once(language_models.load(run.lm)), (run.site, run.layer)
+    def __init__(self, run: experiments.Run, lm: language_models.LM, tokens: int):
+        self.lm, self.key = Once(lm), (run.site, run.layer)
         self.blocks = held_out(run, self.lm, tokens)
 
     def read(self, encode: Callable[[Tensor], Tensor], scale: float) -> Callable[[Tensor], Tensor]:
@@ -81,15 +81,13 @@ def weights(sae: pairs.SAE) -> torch.nn.Module:
     return checkpoints.load(sae.run)
 
 
-def retrain(saes: Sequence[pairs.SAE], at: str, force: bool) -> None:
-    """Train again, held to their record, those SAEs whose weights are not here; says beforehand what it takes."""
+def retrain(saes: Sequence[pairs.SAE], lm: language_models.LM, at: str, force: bool) -> None:
+    """Train again, held to their record, those SAEs of one place whose weights are not here; says how long at most."""
     known = [(sae.run, experiments.Run.of(evidence.read(Path(sae.file))["run"])) for sae in saes]
     lost = [run for name, run in known if run.id == name and remake.weightless(run)]
     if lost:
         check(lost, at, cache_dir(), force=force, **machine())
-    load = cache(language_models.load)
-    for here in runner.groups(lost, lambda r: r.place):
-        remake.remake(here, Site(here[0], load(here[0].lm)), at)
+        remake.remake(lost, Site(lost[0], lm), at)
 
 
 def nearest(densities: Float[Tensor, " K"], shares: Float[Tensor, " V"]) -> list[int]:
@@ -186,7 +184,8 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
     run's record. With GSAE_TRAIN=never nothing is computed. Returns `automated.table`.
 
     Raises:
-        StudyError: no matched SAEs on record, with the lambda to train; or no weights that agree with their record.
+        StudyError: no matched SAEs on record, with the lambda to train; or, after the other places are collected, no
+            weights that agree with their record, no room to train them, or too few latents.
         EvidenceError: a changed tree at a scale other than smoke; `force` writes all the same.
     """
     at = experiments.scale(scale)
@@ -201,19 +200,19 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
         )
     if todo and at != "smoke" and not force:
         evidence.require_clean()
-    retrain([sae for saes in todo.values() for sae in saes], at, force)
-    embed, lost = cache(scores.sentences), []
-    for saes in todo.values():
+    load, embed, failed = cache(language_models.load), cache(scores.sentences), []
+    for saes in sorted(todo.values(), key=lambda of: not all(checkpoints.weights(s.run).exists() for s in of)):
+        run = experiments.Run.of(evidence.read(Path(saes[0].file))["run"])
         try:
-            list(map(weights, saes))
-        except pairs.StudyError as why:
-            lost.append(str(why))
-            continue
-        place = Place(experiments.Run.of(evidence.read(Path(saes[0].file))["run"]), automated.sizes(at)[1])
-        for sae in saes:
-            collect_one(sae, place, at, embed, force)
-    if lost:
-        raise pairs.StudyError("; ".join(lost) + ". All other places are collected")
+            retrain(saes, load(run.lm), at, force)
+            list(map(weights, saes))  # before the place's text is read, not after it
+            place = Place(run, load(run.lm), automated.sizes(at)[1])
+            for sae in saes:
+                collect_one(sae, place, at, embed, force)
+        except (pairs.StudyError, TooLarge) as why:
+            failed.append(str(why))
+    if failed:
+        raise pairs.StudyError("; ".join(failed) + f" ({len(todo) - len(failed)} of {len(todo)} places are collected)")
     return automated.table(at)
 
 
