@@ -36,7 +36,8 @@ TOLERANCES = {
     "fvu": (0.02, 0.0),
     "mse": (0.02, 0.0),
     "gamma": (0.0, 0.01),
-    "gamma_centred": (0.0, 0.01),
+    # A ratio of small numbers where a reconstruction explains next to nothing about the mean: 72 below 0 in one run.
+    "gamma_centred": (0.005, 0.005),
     # What the reconstruction costs, and what is made of it: the share of it that is noise is that of the error.
     "delta_ce": (0.05, 0.001),
     "ce_sae": (0.01, 0.0),
