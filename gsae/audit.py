@@ -109,8 +109,8 @@ def again(runs: Iterable[Run]) -> Iterator[tuple[Run, dict]]:
 
 
 def compare(record: dict, metrics: dict) -> pd.DataFrame:
-    """One row a metric of TOLERANCES: what is on record, and again, and the difference (for a gamma, of 1 / gamma). What
-    is missing or NaN does not pass.
+    """One row a metric of TOLERANCES: what is on record, and again; the difference is, for a gamma, that of 1 / gamma.
+    What is missing or NaN does not pass.
     """
     rows, commit = [], record["provenance"]["commit"][:7]
     for name, (share, amount) in TOLERANCES.items():
