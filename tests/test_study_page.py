@@ -209,13 +209,20 @@ def test_two_tabs_of_one_rater_keep_both_ratings(study, opened, tmp_path):
     enter(tab)
     other = tab.context.new_page()
     other.goto(study[2][0].as_uri())
+
+    def turn_to(page, count):  # a tab in the background hears of keys and storage late on a busy machine, or not at all
+        page.bring_to_front()
+        page.evaluate("dispatchEvent(new Event('focus'))")
+        page.locator("#count", has_text=count).wait_for(timeout=30_000)
+
+    turn_to(tab, "0 of 12")
     tab.keyboard.press("3")
-    other.locator("#count", has_text="1 of 12").wait_for()
+    tab.locator("#count", has_text="1 of 12").wait_for(timeout=30_000)
+    turn_to(other, "1 of 12")
     other.click("#unrated")
     other.keyboard.press("1")
-    tab.bring_to_front()  # a tab in the background hears of storage late on a busy machine, or not at all
-    tab.evaluate("dispatchEvent(new Event('focus'))")
-    tab.locator("#count", has_text="2 of 12").wait_for(timeout=30_000)
+    other.locator("#count", has_text="2 of 12").wait_for(timeout=30_000)
+    turn_to(tab, "2 of 12")
     assert sorted(r["rating"] for r in json.loads(export(tab, tmp_path).read_text())["ratings"]) == ["No", "Yes"]
 
 
