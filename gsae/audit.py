@@ -35,8 +35,8 @@ TOLERANCES = {
     "l0": (0.02, 0.0),
     "fvu": (0.02, 0.0),
     "mse": (0.02, 0.0),
-    # Of 1 / gamma, the factor that fits best: gamma itself has no bound where a run explains next to nothing.
     "gamma": (0.0, 0.01),
+    # Of its inverse, the factor that fits best: it has itself no bound where a run explains nothing about the mean.
     "gamma_centred": (0.0, 0.01),
     # What the reconstruction costs, and what is made of it: the share of it that is noise is that of the error.
     "delta_ce": (0.05, 0.001),
@@ -109,13 +109,13 @@ def again(runs: Iterable[Run]) -> Iterator[tuple[Run, dict]]:
 
 
 def compare(record: dict, metrics: dict) -> pd.DataFrame:
-    """One row a metric of TOLERANCES: what is on record, and again; the difference is, for a gamma, that of 1 / gamma.
-    What is missing or NaN does not pass.
+    """One row a metric of TOLERANCES: what is on record, and again; the difference of `gamma_centred` is that of its
+    inverse. What is missing or NaN does not pass.
     """
     rows, commit = [], record["provenance"]["commit"][:7]
     for name, (share, amount) in TOLERANCES.items():
         old, new = (float(m.get(name, "nan")) for m in (record["metrics"], metrics))
-        a, b = stats.divide(1, [old, new]) if name.startswith("gamma") else (old, new)
+        a, b = stats.divide(1, [old, new]) if name == "gamma_centred" else (old, new)
         allowed = share * abs(a) + amount
         rows.append((record["id"], commit, name, old, new, b - a, allowed, bool(abs(b - a) <= allowed)))
     return pd.DataFrame(rows, columns="run commit metric recorded again difference tolerance passed".split())

@@ -171,10 +171,15 @@ def test_a_panel_a_site_and_layer_and_one_legend(draw):
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {series.GATED, series.WIDE}
 
 
-def test_an_interval_far_off_does_not_squeeze_the_panel_and_no_point_is_outside_it():
+def with_attention():
+    """The runs of `sites`, of which those of the attention of layer 20 are on record."""
     for run in (one for one in experiments.runs("sites", "cpu") if (one.site, one.layer) == ("attn_z", 20)):
         evidence.write(record(run, "cpu", l0=50 * run.lam))
-    df = series.named(evidence.load("sites", "cpu"))
+    return series.named(evidence.load("sites", "cpu"))
+
+
+def test_an_interval_far_off_does_not_squeeze_the_panel_and_no_point_is_outside_it():
+    df = with_attention()
     points = df.index[df["status"] == "done"]
     df.loc[points, "gamma"] = np.linspace(0.8, 1.3, len(points))
     df.at[points[-1], "sums"] = {k: np.asarray(v, float) for k, v in df.at[points[-1], "sums"].items()}
@@ -187,9 +192,7 @@ def test_an_interval_far_off_does_not_squeeze_the_panel_and_no_point_is_outside_
 
 
 def test_runs_that_recover_all_are_named_where_a_log_axis_has_no_place_for_them():
-    for run in (one for one in experiments.runs("sites", "cpu") if (one.site, one.layer) == ("attn_z", 20)):
-        evidence.write(record(run, "cpu", l0=50 * run.lam))
-    df = series.named(evidence.load("sites", "cpu"))
+    df = with_attention()
     df["loss_recovered"] = 0.9
     df.loc[df.index[df["status"] == "done"][0], ["l0", "loss_recovered"]] = 33.2, 1.004
     panels = {axes.get_title(): [t.get_text() for t in axes.texts] for axes in figures_sites.fronts(df).axes}
