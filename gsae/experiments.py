@@ -72,7 +72,7 @@ def main_sweep(scale: str) -> tuple[Run, list[float], float]:
     """The gated run of `seeds` and its lambdas, and the share of each that the baseline of about its L0 has."""
     if scale != "cpu":
         return base(scale), lambdas(scale), 1.0
-    return replace(base(scale), tokens=LONG), LONG_LAMBDAS, BASELINE_SHARE
+    return replace(base(scale), **LONG), LONG_LAMBDAS, BASELINE_SHARE
 
 
 def seeds(scale: str) -> list[Run]:
