@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gsae import stats
-from gsae.verdicts import about, span
+from gsae.verdicts import about, count, span
 
 COLOURS = {"gated": "#d1495b", "baseline": "#3d85c6", "truth": "#767b82", "relu": "#3d85c6", "jumprelu": "#d1495b"}
 LABELS = {"gated": "Gated SAE", "baseline": "baseline SAE, 1.5x as wide"}
@@ -41,6 +41,7 @@ def caption(df: pd.DataFrame) -> str:
     lams = span(df.groupby(series)["lam"].nunique())
     text = f"{about(df)}, {lams} lambda{'s' * (lams != '1')}, "
     text += f"M = {' and '.join(f'{m:,}' for m in sorted(df['M'].unique()))}"
+    text += f", on {count(int(df['pursuit_tokens'].max()))} tokens of text" if "pursuit_tokens" in df else ""
     text += {"smoke": ". A test of the code, not a result"}.get(df["scale"].iloc[0], "")
     return text + (f". MISSING: {missing} of {len(df)} runs" if missing else "")
 
@@ -63,7 +64,7 @@ def finish(figure: Figure, axes: Axes, df: pd.DataFrame, x: str, y: str, title: 
     return figure
 
 
-def plain_log(axis, subs: tuple[float, ...] = (1, 2, 5)) -> None:
+def plain_log(axis, subs: tuple[float | int, ...] = (1, 2, 5)) -> None:
     """Plain numbers on a log axis, at these multiples of the powers of ten."""
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from gsae import stats
 from gsae.evidence import done
-from gsae.figures import COLOURS, L0, LOSS, finish, loss_axes, plain_log, styled
+from gsae.figures import COLOURS, L0, LOSS, caption, finish, loss_axes, plain_log, styled
 
 GREEN, GREY = "#4c9a5b", COLOURS["truth"]
 STYLES = {  # series -> colour, marker, line
@@ -99,9 +99,11 @@ def gammas(df: pd.DataFrame, columns: Sequence[str] = ("gamma", "gamma_centred")
 
 
 @styled
-def forest(table: pd.DataFrame, xlabel: str, title: str = "", null: float = 1.0, band: float = 1.05) -> Figure:
-    """Ratios with intervals, a row each: `series, estimate, low, high` (text) and `t_low, t_high` (seeds), log axis."""
-    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.42 * max(2, len(table))))
+def forest(table: pd.DataFrame, df: pd.DataFrame, xlabel: str, null: float = 1.0, band: float = 1.05) -> Figure:
+    """Ratios with intervals, a row each: `series, estimate, low, high` (text) and `t_low, t_high` (seeds), log axis; as
+    `gsae.series.against` makes them from the runs of `df`, the reference's among them.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 1.1 + 0.42 * max(2, len(table))))
     axes.axvspan(null / band, null * band, color=GREY, alpha=0.18, lw=0)
     axes.axvline(null, color=GREY, lw=0.9, ls="--")
     for i, row in enumerate(table.itertuples()):
@@ -115,7 +117,8 @@ def forest(table: pd.DataFrame, xlabel: str, title: str = "", null: float = 1.0,
     axes.set_xscale("log")
     short = np.ptp(np.log(axes.get_xlim())) < np.log(4)
     plain_log(axes.xaxis, (1, 1.1, 1.2, 1.5, 2, 3, 5, 7) if short else (1, 2, 5))
-    axes.set(xlabel=xlabel, title=title, ylim=(len(table) - 0.5, -0.5))
+    axes.set(xlabel=xlabel, ylim=(len(table) - 0.5, -0.5))
+    figure.supxlabel(caption(df[df["series"].isin([*table["series"], "gated"])]), fontsize=7.5, x=0.99, ha="right")
     finite = np.isfinite(table["estimate"])
     numbers = [f"\n{r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in table.itertuples()]
     axes.set_yticks(range(len(table)), table["series"] + np.where(finite, numbers, ""), fontsize=8)
@@ -185,7 +188,11 @@ def known(df: pd.DataFrame, title: str = "") -> Figure:
         figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     else:
         panels[0, 0].text(0.5, 0.5, "no result on record", transform=panels[0, 0].transAxes, ha="center")
-    below = f"\n{df['seed'].nunique()} seeds, {len(df)} results" if len(df) else ""
+    below = ""
+    if len(df):
+        tokens, width = (" and ".join(f"{v:,}" for v in sorted(df[c].unique())) for c in ("tokens", "M"))
+        about = f"scale {df['scale'].iloc[0]}, {df['seed'].nunique()} seeds"
+        below = f"\n{about}, {tokens} tokens a dictionary, M = {width}"
     figure.supxlabel(f"latents on, over those of the data that are (log){below}", fontsize=8)
     figure.suptitle(title)
     return figure

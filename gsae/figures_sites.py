@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from gsae.evidence import done
 from gsae.figures import L0, LOSS, caption, loss_axes, plain_log, styled
 from gsae.figures_fronts import GREY, draw
+from gsae.verdicts import span
 
 SITES = {"mlp_out": "MLP output", "attn_z": "attention before W_O", "resid_post": "residual stream"}
 ERRORS = {"fvu": "fraction of variance unexplained (log)", "delta_ce": "delta cross-entropy, nats per token (log)"}
@@ -21,12 +22,12 @@ def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel:
     """
     layers, sites = sorted(df["layer"].unique()), [site for site in SITES if site in set(df["site"])]
     rows, columns = (len(layers), len(sites)) if len(sites) > 1 else (1, len(layers))
-    size = (max(6.4, 1 + 2.1 * columns), 0.9 + 2.3 * rows)
+    size = (max(6.4, 1 + 2.1 * columns), 0.9 + 2.4 * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False)
     for row, layer in zip(panels.reshape(len(layers), len(sites)), layers, strict=True):
         for axes, site in zip(row, sites, strict=True):
             of = df[(df["layer"] == layer) & (df["site"] == site)]
-            axes.set_title(f"{SITES[site]}, layer {layer}", fontsize=8.5)
+            axes.set_title(f"{SITES[site]}, layer {layer}{held(done(of))}", fontsize=8)
             if len(done(of)):
                 panel(axes, of)
                 axes.tick_params(labelsize=7)
@@ -38,6 +39,14 @@ def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel:
     figure.supylabel(ylabel, fontsize=9)
     figure.supxlabel(f"{L0}\n{caption(df)}", fontsize=7.5)
     return figure
+
+
+def held(of: pd.DataFrame) -> str:
+    """A second line for a panel's title: how many seeds and lambdas its series have, as cells differ in it."""
+    if not len(of):
+        return ""
+    seeds, lams = (span(of.groupby("series")[field].nunique()) for field in ("seed", "lam"))
+    return f"\n{seeds} seed{'s' * (seeds != '1')}, {lams} lambdas"
 
 
 @styled

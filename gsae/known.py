@@ -114,7 +114,7 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
     """The known-dictionary study at a scale: reads the results on record and computes those that are missing.
 
     With GSAE_TRAIN=never nothing is computed. Returns one row a result: settings, the values of `recovery`, and the
-    columns of gsae.results.load.
+    columns of gsae.results.load, and `scale`.
 
     Raises:
         EvidenceError: where results of a scale other than smoke could not be traced to a commit; `force` writes them.
@@ -139,4 +139,4 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
                 results.write_result(
                     EXPERIMENT, of, found, evidence.provenance(device, seconds, {}, ""), at, force=force
                 )
-    return results.load(EXPERIMENT, at)
+    return results.load(EXPERIMENT, at).assign(scale=at)

@@ -104,6 +104,26 @@ def test_a_gap_is_counted_in_nats_or_in_logarithms():
     assert stats.gap_closed(*of) == pytest.approx(2 / 3) and stats.gap_closed(*of, log=True) == pytest.approx(0.5)
 
 
+def test_fig_5_is_judged_by_loss_recovered_at_equal_l0(monkeypatch):
+    def judged(factor, seeds=3):
+        read(monkeypatch, seeds=pd.concat([front(factor, seeds), front(1.0, seeds, arch="baseline")]))
+        return judges.neurons("cpu")
+
+    found = judged(0.5)
+    assert found.verdict == REPRODUCED, found
+    assert found.brief.startswith("loss recovered 0.0") and "L0 ratio 0.50" in found.brief
+    assert judged(0.5, seeds=1).verdict == PARTLY and judged(1.2).verdict == NOT
+    # Behind by a little at most levels, and far ahead where most is lost: the ratio of L0 weighs all levels alike.
+    gated, baseline = front(1.2, 3), front(1.0, 3, arch="baseline")
+    gated.loc[gated["lam"] == gated["lam"].max(), "sums"] = [
+        s | {"l0": s["l0"] / 4} for s in gated.loc[gated["lam"] == gated["lam"].max(), "sums"]
+    ]
+    read(monkeypatch, seeds=pd.concat([gated, baseline]))
+    assert judges.neurons("cpu").found["more"] > 0
+    read(monkeypatch, seeds=missing(front(0.5, 3)))
+    assert judges.neurons("cpu").verdict == NOT_RUN
+
+
 @pytest.mark.parametrize(("factor", "note"), [(0.5, "at most 0.6"), (0.8, "above 0.6")])
 def test_half_the_latents_says_which_side(monkeypatch, factor, note):
     read(monkeypatch, seeds=pd.concat([front(factor), front(1.0, arch="baseline")]))
@@ -126,8 +146,9 @@ def test_sites_allow_one_cell_and_need_all_three(monkeypatch):
         found = judges.sites("cpu")
         assert found.verdict == verdict, factors
         better, least, most = factors.count(0.5), min(factors), max(factors)
-        said = rf"better in {better} of 6 cells, at each of five levels in {better}; "
-        assert re.fullmatch(said + rf"L0 ratio {least:.2f} \[\S+ \S+\] to {most:.2f} \[\S+ \S+\]", found.brief)
+        said = f"better in {better} of 6 cells, in {better} by loss recovered alone, at each of five levels in {better}"
+        ends = [rf"{ratio:.2f} \[\S+ \S+\], over seeds \[\S+ \S+\]" for ratio in (least, most)]
+        assert re.fullmatch(f"{said}; L0 ratio " + " to ".join(ends), found.brief)
         assert found.runs == "cpu, 3 seeds, 5 k tokens a run" and "least favourable of five levels" in found.ours
     read(monkeypatch, pareto=cells([0.5] * 6, seeds=1))
     assert judges.sites("cpu").verdict == PARTLY
