@@ -92,7 +92,7 @@ CLAIMS = [
           judges_why.dictionaries),
     Claim("Fig. 10, training L0", "The best dictionary for a number of latents was trained at a higher L0.",
           "one trained at 1.5 times the number beats the one trained nearest to it, in most cases",
-          "often; best at about 99, gated at 20 to 30", DICTIONARIES, judges_why.training_l0),
+          "often; best baseline's about 99, best gated's 20 to 30", DICTIONARIES, judges_why.training_l0),
     Claim("Fig. 11", "Gated encoders are nearer to what pursuit finds for their dictionaries.",
           "delta CE of encoder over pursuit at equal L0: the baseline's above the gated's", "smaller gap (figure)",
           DICTIONARIES, judges_why.encoder_gap),

@@ -203,7 +203,8 @@ def more_text(scale: str) -> list[Run]:
     text.
     """
     if scale != "cpu":
-        return [replace(run, eval_tokens=2 * run.eval_tokens) for run in both([replace(base(scale), lam=0.4)])]
+        pair = both([replace(base(scale), lam=0.4)])
+        return [replace(r, eval_tokens=2 * r.eval_tokens, ce_tokens=2 * r.ce_tokens) for r in pair]
     names = ("seeds", "same_width", "ablations", "resampling", "schedule", "longer")
     found = [run for name in names for run in EXPERIMENTS[name](scale) if run.tokens >= LONG]
     return [replace(run, **MORE_TEXT) for run in dict.fromkeys(found)]

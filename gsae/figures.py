@@ -35,7 +35,9 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def caption(df: pd.DataFrame) -> str:
-    """Scale, seeds, tokens, lambdas (of a series and place) and widths of the runs drawn, and how many are missing."""
+    """Scale, seeds, tokens, lambdas (of a series and place) and widths of the runs drawn, a pursuit's text, and how
+    many are missing.
+    """
     missing = int((df["status"] == "missing").sum())
     series = [c for c in ("lm", "site", "layer", "series", "arch") if c in df]
     lams = span(df.groupby(series)["lam"].nunique())

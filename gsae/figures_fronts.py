@@ -191,7 +191,8 @@ def known(df: pd.DataFrame, title: str = "") -> Figure:
     below = ""
     if len(df):
         tokens, width = (" and ".join(f"{v:,}" for v in sorted(df[c].unique())) for c in ("tokens", "M"))
-        about = f"scale {df['scale'].iloc[0]}, {df['seed'].nunique()} seeds"
+        seeds = df["seed"].nunique()
+        about = f"scale {df['scale'].iloc[0]}, {seeds} seed{'s' * (seeds != 1)}"
         below = f"\n{about}, {tokens} tokens a dictionary, M = {width}"
     figure.supxlabel(f"latents on, over those of the data that are (log){below}", fontsize=8)
     figure.suptitle(title)

@@ -42,11 +42,11 @@ def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel:
 
 
 def held(of: pd.DataFrame) -> str:
-    """A second line for a panel's title: how many seeds and lambdas its series have, as cells differ in it."""
+    """A second line for a panel's title: seeds and lambdas of its finished series, as cells differ in it."""
     if not len(of):
         return ""
     seeds, lams = (span(of.groupby("series")[field].nunique()) for field in ("seed", "lam"))
-    return f"\n{seeds} seed{'s' * (seeds != '1')}, {lams} lambdas"
+    return f"\n{seeds} seed{'s' * (seeds != '1')}, {lams} lambda{'s' * (lams != '1')}"
 
 
 @styled

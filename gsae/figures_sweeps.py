@@ -31,7 +31,7 @@ class Line(NamedTuple):
 
 def lines(df: pd.DataFrame) -> list[Line]:
     """The finished runs of one site as lines, by rising lambda: a line a series, and a setting where one varies."""
-    varying = [name for name in OTHERS if name in df and df[name].nunique() > 1]
+    varying = [name for name in OTHERS if name in df and done(df)[name].nunique() > 1]
     wide = df["M"].isin(df.loc[df["arch"] == "gated", "M"] * 3 // 2)
     df = series.named(df)
     df.loc[(df["arch"] == "baseline") & ~wide, "series"] = series.SAME

@@ -53,7 +53,7 @@ def neurons(scale: str) -> Verdict:
     """
     gated, baseline = arms(evidence.load("seeds", scale))
     cell = frontier(gated, baseline)
-    return recovered(cell, gated, baseline) if cell.found else cell
+    return cell if cell.verdict == NOT_RUN else recovered(cell, gated, baseline)
 
 
 def human_ratings(scale: str) -> Verdict:
@@ -76,9 +76,9 @@ def sites(scale: str) -> Verdict:
     """Figs 1, 12, 13: a cell is a site and layer; all three sites are needed.
 
     Attention is judged by the loss recovered, gated less baseline at equal L0: so little loss is at stake there that
-    runs which lose none have no place in a ratio. A cell whose interval over text has 0 inside, or none, is `not
-    tested`: it does not count as better. (The first rule took the ratio of L0 there, too. It was changed when gated
-    runs of two million tokens at layer 8 had lost less than nothing, before their baselines were read.)
+    runs which lose none have no place in a ratio. An attention cell whose interval over text has 0 inside, or none, is
+    `not tested`: it does not count as better. (The first rule took the ratio of L0 there, too. It was changed when
+    gated runs of two million tokens at layer 8 had lost less than nothing, before their baselines were read.)
     """
     df = evidence.load("pareto", scale)
     deep = df[df["site"].isin(SITES)]
@@ -87,10 +87,10 @@ def sites(scale: str) -> Verdict:
     for name, cell in cells.items():
         if cell.verdict != NOT_RUN:
             by_loss = recovered(cell, *arms(groups[name]))
-            ahead += by_loss.found["more"] > 0
+            clear = by_loss.found["more_low"] > 0 or by_loss.found["more_high"] < 0
             if name.startswith("attn_z"):
-                spans = not (by_loss.found["more_low"] > 0 or by_loss.found["more_high"] < 0)
-                cells[name] = replace(by_loss, verdict=NOT_TESTED) if spans else by_loss
+                cells[name] = by_loss if clear else replace(by_loss, verdict=NOT_TESTED)
+            ahead += by_loss.found["more"] > 0 and (clear or not name.startswith("attn_z"))
     text = by_cell(cells, deep)
     if absent := [site for site in SITES if site not in set(deep["site"])]:
         missing = f"no runs of {', '.join(absent)}"
@@ -103,7 +103,7 @@ def sites(scale: str) -> Verdict:
     lost = tested.count(NOT) + len(cells) - len(tested)
     ratios = [cell.found for cell in cells.values() if np.isfinite(cell.found.get("low", np.nan))]
     ratios.sort(key=lambda found: found["estimate"])
-    ends = " to ".join(interval(found, exp=True) for found in (ratios[0], ratios[-1]))
+    ends = " to ".join(interval(found, exp=True) for found in ratios[:: max(1, len(ratios) - 1)]) or "without interval"
     everywhere = sum(cell.found.get("worst", 0) < 0 for cell in cells.values())
     brief = f"better in {len(cells) - lost} of {len(cells)} cells, in {ahead} by loss recovered alone, at each of five "
     brief += f"levels in {everywhere}; L0 ratio {ends}"
@@ -112,11 +112,14 @@ def sites(scale: str) -> Verdict:
 
 
 def recovered(cell: Verdict, gated: pd.DataFrame, baseline: pd.DataFrame) -> Verdict:
-    """A comparison of frontiers judged by the difference in loss recovered at equal L0, the ratio of L0 beside it."""
+    """A comparison of frontiers judged by the difference in loss recovered at equal L0, the ratio of L0 beside it;
+    `not tested` where no range of L0 is shared.
+    """
     more = stats.by_seed((gated, baseline), stats.recovered)
-    said = f"loss recovered {interval(more, 3)} higher at equal L0"
+    known = np.isfinite(more["estimate"])
+    said = f"loss recovered {interval(more, 3)} higher at equal L0" if known else "no shared range of L0"
     found = cell.found | {"more": more["estimate"], "more_low": more["low"], "more_high": more["high"]}
-    verdict = graded(*inside(more, 0, np.inf)) if np.isfinite(more["estimate"]) else NOT_TESTED
+    verdict = graded(*inside(more, 0, np.inf)) if known else NOT_TESTED
     return replace(cell, verdict=verdict, ours=f"{said}; {cell.ours}", brief=f"{said}; {cell.brief}", found=found)
 
 

@@ -113,7 +113,7 @@ def compute(cell: list[Mapping]) -> list[dict[str, float]]:
 def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
     """The known-dictionary study at a scale: reads the results on record and computes those that are missing.
 
-    With GSAE_TRAIN=never nothing is computed. Returns one row a result: settings, the values of `recovery`, and the
+    With GSAE_TRAIN=never nothing is computed. Returns one row a result: settings, the values of `recovery`, the
     columns of gsae.results.load, and `scale`.
 
     Raises:

@@ -17,7 +17,8 @@ LINE = "\n"  # between the cells of a verdict on several
 @dataclass(frozen=True)
 class Verdict:
     """A verdict with the numbers behind it, as text; `brief` is what the table of all claims has room for, and `runs`
-    says on what it rests. `found` is what gsae.stats.by_seed says of a comparison of frontiers, a log ratio of L0.
+    says on what it rests. `found` is what gsae.stats.by_seed says of a comparison of frontiers, a log ratio of L0,
+    with `worst`, the least favourable level, and, where loss recovered was compared, `more`, `more_low`, `more_high`.
     """
 
     verdict: str

@@ -113,13 +113,28 @@ def test_fig_5_is_judged_by_loss_recovered_at_equal_l0(monkeypatch):
     assert found.verdict == REPRODUCED, found
     assert found.brief.startswith("loss recovered 0.0") and "L0 ratio 0.50" in found.brief
     assert judged(0.5, seeds=1).verdict == PARTLY and judged(1.2).verdict == NOT
-    # Behind by a little at most levels, and far ahead where most is lost: the ratio of L0 weighs all levels alike.
-    gated, baseline = front(1.2, 3), front(1.0, 3, arch="baseline")
-    gated.loc[gated["lam"] == gated["lam"].max(), "sums"] = [
-        s | {"l0": s["l0"] / 4} for s in gated.loc[gated["lam"] == gated["lam"].max(), "sums"]
-    ]
-    read(monkeypatch, seeds=pd.concat([gated, baseline]))
-    assert judges.neurons("cpu").found["more"] > 0
+
+    def arm(l0s, losses, **fields):
+        return pd.DataFrame([
+            run(l0 * (1 + 0.01 * seed * (-1) ** i), loss, seed, lam=1 / l0, **fields)
+            for seed in range(3) for i, (l0, loss) in enumerate(zip(l0s, losses, strict=True))
+        ])  # fmt: skip
+
+    losses = (0.1, 0.05, 0.025, 0.0125)
+    baseline = arm((10, 20, 40, 80), losses, arch="baseline")
+    # Fewer latents on average, but behind where most is lost; and the other way round.
+    for l0s, worse, by_loss, by_l0 in (
+        ((10, 18, 34, 60), 0.16, NOT, REPRODUCED),
+        ((6, 24, 48, 96), 0.1, REPRODUCED, NOT),
+    ):
+        read(monkeypatch, seeds=pd.concat([arm(l0s, (worse, *losses[1:])), baseline]))
+        assert (judges.neurons("cpu").verdict, judges.half_the_latents("cpu").verdict) == (by_loss, by_l0)
+    # No loss that both reach: ahead all the same. No L0 that both have: nothing to compare.
+    far = arm((10, 20, 40, 80), [loss / 50 for loss in losses])
+    read(monkeypatch, seeds=pd.concat([far, baseline]))
+    assert judges.neurons("cpu").verdict == REPRODUCED and judges.half_the_latents("cpu").verdict == NOT_TESTED
+    read(monkeypatch, seeds=pd.concat([arm((1, 2, 3, 4), losses), baseline]))
+    assert judges.neurons("cpu").verdict == NOT_TESTED and "nan" not in judges.neurons("cpu").brief
     read(monkeypatch, seeds=missing(front(0.5, 3)))
     assert judges.neurons("cpu").verdict == NOT_RUN
 
@@ -168,7 +183,7 @@ def test_sites_allow_one_cell_and_need_all_three(monkeypatch):
         found = judges.sites("cpu")
         assert found.verdict == verdict, layers
         assert found.brief.startswith(f"better in {better} of 6" if better else "a range is shared in 4"), found.brief
-        assert "nan" not in found.brief
+        assert "nan" not in found.brief and ("in 5 by loss recovered alone" in found.brief) == (verdict == REPRODUCED)
     # Gated runs that lose nothing have no ratio of L0: attention is judged by the difference all the same.
     nothing = cells([0.5] * 6)
     lossless = (nothing["site"] == "attn_z") & (nothing["arch"] == "gated") & (nothing["l0"] > 8)
