@@ -14,7 +14,6 @@ from gsae.settings import (
     LONG_LAMBDAS,
     LOW_LAMBDA,
     MINI,
-    MORE_TEXT,
     PILOT_LAMBDAS,
     POSITION0,
     SCALES,
@@ -73,7 +72,7 @@ def main_sweep(scale: str) -> tuple[Run, list[float], float]:
     """The gated run of `seeds` and its lambdas, and the share of each that the baseline of about its L0 has."""
     if scale != "cpu":
         return base(scale), lambdas(scale), 1.0
-    return replace(base(scale), tokens=LONG), LONG_LAMBDAS, BASELINE_SHARE
+    return replace(base(scale), **LONG), LONG_LAMBDAS, BASELINE_SHARE
 
 
 def seeds(scale: str) -> list[Run]:
@@ -197,19 +196,6 @@ def resampling(scale: str) -> list[Run]:
     return [replace(r, resample=()) for r in found]
 
 
-def more_text(scale: str) -> list[Run]:
-    """The runs of five million tokens and more again, evaluated on as much text as was planned (D13): of no verdict
-    until all are there, as runs of one figure have to share their text. At scales other than cpu one pair on twice the
-    text.
-    """
-    if scale != "cpu":
-        pair = both([replace(base(scale), lam=0.4)])
-        return [replace(r, eval_tokens=2 * r.eval_tokens, ce_tokens=2 * r.ce_tokens) for r in pair]
-    names = ("seeds", "same_width", "ablations", "resampling", "schedule", "longer")
-    found = [run for name in names for run in EXPERIMENTS[name](scale) if run.tokens >= LONG]
-    return [replace(run, **MORE_TEXT) for run in dict.fromkeys(found)]
-
-
 def study(scale: str) -> list[Run]:
     """Section 4.3: SAEs whose latents are compared; at cpu one an arm and place, both of about one L0 near 50."""
     if scale == "cpu":
@@ -234,7 +220,6 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "second_seed": second_seed,
     "schedule": schedule,
     "first_pass": first_pass,
-    "more_text": more_text,
 }
 
 

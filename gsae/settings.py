@@ -18,8 +18,8 @@ SETTINGS: dict[str, dict] = {
                   resample=(1 / 12, 2 / 12, 3 / 12, 4 / 12), eval_tokens=2**20, ce_tokens=2**20),
 }  # fmt: skip
 MINI = dict(lm="gelu-1l-mini", site="mlp_neurons", layer=0, M=2048, eval_tokens=100_000, ce_tokens=65_536)
-LONG = 5_001_216  # tokens of a run of `seeds` at cpu, five times those of the first pass, `neurons`
-MORE_TEXT = dict(eval_tokens=200_000, ce_tokens=262_144)  # to evaluate them on, as was planned: twice and four times
+# A run of `seeds` at cpu: five times the tokens of the first pass, `neurons`, and more text to evaluate on.
+LONG = dict(tokens=5_001_216, eval_tokens=200_000, ce_tokens=262_144)
 SEEDS: dict[str, list[int]] = {"cpu": [0, 1, 2]}  # of `seeds`; elsewhere one
 PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
 PILOT = dict(tokens=512_000, eval_tokens=50_000, ce_tokens=8_192)  # at cpu, for L0 alone: cross-entropy is dear
