@@ -17,17 +17,19 @@ ERRORS = {"fvu": "fraction of variance unexplained (log)", "delta_ce": "delta cr
 
 
 def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel: str) -> Figure:
-    """A row of panels a layer, a column a site, as in the paper, or one row where there is one site; a site without a
-    finished run says so.
+    """A row of panels a layer of a language model, a column a site, as in the paper, or one row where there is one
+    site; a site without a finished run says so.
     """
-    layers, sites = sorted(df["layer"].unique()), [site for site in SITES if site in set(df["site"])]
+    layers = sorted(set(zip(df["lm"], df["layer"], strict=True)))
+    sites, several = [site for site in SITES if site in set(df["site"])], df["lm"].nunique() > 1
     rows, columns = (len(layers), len(sites)) if len(sites) > 1 else (1, len(layers))
     size = (max(6.4, 1 + 2.1 * columns), 0.9 + 2.4 * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    for row, layer in zip(panels.reshape(len(layers), len(sites)), layers, strict=True):
+    for row, (lm, layer) in zip(panels.reshape(len(layers), len(sites)), layers, strict=True):
         for axes, site in zip(row, sites, strict=True):
-            of = df[(df["layer"] == layer) & (df["site"] == site)]
-            axes.set_title(f"{SITES[site]}, layer {layer}{held(done(of))}", fontsize=8)
+            of = df[(df["lm"] == lm) & (df["layer"] == layer) & (df["site"] == site)]
+            where = f"{f'{lm}, ' if several else ''}{SITES[site]}, layer {layer}"
+            axes.set_title(f"{where}{held(done(of))}", fontsize=8)
             if len(done(of)):
                 panel(axes, of)
                 axes.tick_params(labelsize=7)

@@ -39,7 +39,7 @@ def run(l0, loss, seed=0, gamma=1.0, lam=0.1, dead=0.0, **fields):
         "x_dot": ones, "x_hatc_sq": ones, "xc_dot": ones, "ce_tokens": ones, "ce_clean": CLEAN * ones,
         "ce_zero": ZERO * ones, "ce_mean": 3.0 * ones, "ce_sae": (CLEAN + loss * (ZERO - CLEAN)) * ones,
     }  # fmt: skip
-    named = {"arch": "gated", "lam": lam, "seed": seed, "tokens": 5000, "scale": "cpu", "status": "done"}
+    named = {"lm": "lm", "arch": "gated", "lam": lam, "seed": seed, "tokens": 5000, "scale": "cpu", "status": "done"}
     return named | {"sums": sums, "dead_fraction": dead} | stats.ratios(sums) | fields
 
 
@@ -197,6 +197,18 @@ def test_sites_allow_one_cell_and_need_all_three(monkeypatch):
     read(monkeypatch, pareto=cells([0.5]))
     found = judges.sites("cpu")
     assert found.verdict == NOT_RUN and "attn_z, resid_post" in found.ours and "L0 ratio 0.50" in found.ours
+
+
+def test_one_layer_of_two_language_models_is_two_cells(monkeypatch):
+    better, worse = cells([0.5] * 6), cells([1.3] * 6).assign(lm="other")
+    read(monkeypatch, pareto=pd.concat([better, worse], ignore_index=True))
+    found = judges.sites("cpu")
+    assert found.verdict == NOT and found.brief.startswith("better in 6 of 12"), found.brief
+    assert "lm mlp_out 8: L0 ratio 0.50" in found.ours and "other mlp_out 8: L0 ratio 1.30" in found.ours
+    shrunk = biased(site="mlp_out", layer=8)
+    read(monkeypatch, pareto=pd.concat([shrunk, shrunk.assign(lm="other")], ignore_index=True))
+    found = judges.gamma_deep("cpu")
+    assert found.verdict == REPRODUCED and "other mlp_out 8: gated" in found.ours and "2 of 2" in found.brief
 
 
 def biased(baseline=(0.9, 0.8), gated=(1.0, 1.01), seeds=2, l0=20.0, **fields):
