@@ -8,7 +8,7 @@ from gsae import evidence, experiments, results
 
 CONTROLS, ITO = "controls", "ito"  # the experiments' names
 RUNS = "seeds"  # the experiment whose runs are pruned and pursued, and on which the verdicts rest
-PURSUED = (RUNS, "same_width")
+PURSUED = (RUNS, "same_width", "longer")
 INCREASES = (0.01, 0.05)  # of the mean squared error that pruning may cost, on training data
 PURSUITS = (10, 30, 100)  # Fig. 10's numbers of latents at test time
 KINDS = {  # experiment -> which controls of its runs (rescale & shift and both together: baselines alone)

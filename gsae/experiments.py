@@ -164,6 +164,17 @@ def ablations(scale: str) -> list[Run]:
     return seeds(scale) + ablated(run, main, few, SEEDS.get(scale, [0]))
 
 
+def untied(scale: str) -> list[Run]:
+    """Why untied encoders cost more here than the rule allows: beside the Gated SAE, both at the paper's rate for gated
+    runs, and both twice as wide, at cpu at the lambdas of `ablations`; no verdict rests on it."""
+    run, lams, _ = main_sweep(scale)
+    found = []
+    for setting in ({"lr": 3e-4}, {"M": 2 * run.M}):
+        for arm in ({}, {"tie": "none"}):
+            found += grid(replace(run, **setting, **arm), lam=lams[:3])
+    return found
+
+
 def narrow(run: Run, lams: Sequence[float], share: float, seeds: Sequence[int]) -> list[Run]:
     """Baselines of the gated width, each at a share of a gated lambda."""
     return [replace(wider(r), M=r.M, lam=rounded(share * r.lam)) for r in grid(run, seed=seeds, lam=lams)]
@@ -219,6 +230,7 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
     "ends": ends,
     "second_seed": second_seed,
     "schedule": schedule,
+    "untied": untied,
     "first_pass": first_pass,
 }
 

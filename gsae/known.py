@@ -51,6 +51,8 @@ def recovery(
         one-to-one matching; `found`: share of true directions whose matched cosine is above 0.9; `slope`: of the
         estimated on the true magnitude where both are above 0, least squares through the origin, pooled over the
         directions found (1 without shrinkage); `offset_slope`: the same with an intercept;
+        `magnitude_gamma`: Eq. 10 of the magnitudes, 1 where no common factor brings estimated nearer to true ones (then
+        `slope`, but for truths missed, is the share of the true ones' second moment that is explained);
         `recall`, `precision`: of being on, over the directions found; `gamma` (Eq. 10), `l0`, `mse`.
         What is undefined, as a slope where nothing is found, is left out.
     """
@@ -64,12 +66,14 @@ def recovery(
     ys, ts = y[both].double(), t[both].double()
     share = lambda a, b: float(a / b) if b > 0 else None  # noqa: E731
     centred = ts - ts.mean() if len(ts) else ts
+    y, t = y.double(), t.double()
     out = {
         "cosine_max": float(cosines.max(1).values.mean()),
         "cosine": float(matched.mean()),
         "found": float(found.double().mean()),
         "slope": share((ys * ts).sum(), ts.square().sum()),
         "offset_slope": share((ys * centred).sum(), centred.square().sum()),
+        "magnitude_gamma": share(y.square().sum(), (y * t).sum()),
         "recall": share(both.sum(), (t > 0).sum()),
         "precision": share(both.sum(), (y > 0).sum()),
         "gamma": share(x_hat.double().square().sum(), (x_hat * x).double().sum()),  # Eq. 10

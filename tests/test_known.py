@@ -33,7 +33,17 @@ def orthonormal():
 def test_the_truth_has_cosine_and_slope_one(orthonormal):
     sae, order = truth(orthonormal, shift=1e-4)
     found = known.recovery(sae, orthonormal, *orthonormal.sample(3000))
-    for name in ("cosine", "cosine_max", "found", "slope", "recall", "precision", "gamma", "offset_slope"):
+    for name in (
+        "cosine",
+        "cosine_max",
+        "found",
+        "slope",
+        "recall",
+        "precision",
+        "gamma",
+        "offset_slope",
+        "magnitude_gamma",
+    ):
         assert found[name] == pytest.approx(1, abs=2e-3), name
     assert found["l0"] == pytest.approx(2, abs=0.1) and found["mse"] < 1e-5
     true, latent = known.match(orthonormal.dictionary, sae.W_dec)
@@ -44,6 +54,7 @@ def test_a_factor_and_a_shift_are_told_apart(orthonormal):
     x, magnitudes = orthonormal.sample(3000)
     scaled = known.recovery(truth(orthonormal, 0.7, 1e-4)[0], orthonormal, x, magnitudes)
     assert scaled["slope"] == pytest.approx(0.7, abs=2e-3) and scaled["gamma"] == pytest.approx(0.7, abs=2e-3)
+    assert scaled["magnitude_gamma"] == pytest.approx(0.7, abs=2e-3)
     shift = 0.3 * float(magnitudes[magnitudes > 0].min())
     shifted = known.recovery(truth(orthonormal, 1.0, shift)[0], orthonormal, x, magnitudes)
     on = magnitudes[magnitudes > 0]
