@@ -58,9 +58,14 @@ def draw(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v
             value = transform(one[y].astype(float))
             axes.plot(one["l0"], value, color=colour, marker=marker, ls=line, lw=1, alpha=0.9)
             if bars:
-                b = stats.intervals(one, [y], draws=200)
-                ends = np.sort(np.stack([transform(b[f"{y}_low"]), transform(b[f"{y}_high"])]), 0)
-                axes.errorbar(one["l0"], value, np.abs(ends - value.to_numpy()), fmt="none", color=colour, lw=0.9)
+                error_bars(axes, one, y, transform, colour)
+
+
+def error_bars(axes: Axes, rows: pd.DataFrame, y: str, transform: Callable, colour: str) -> None:
+    """95 % bootstrap intervals of the points of `draw`."""
+    b, value = stats.intervals(rows, [y], draws=200), transform(rows[y].astype(float))
+    ends = np.sort(np.stack([transform(b[f"{y}_low"]), transform(b[f"{y}_high"])]), 0)
+    axes.errorbar(rows["l0"], value, np.abs(ends - value.to_numpy()), fmt="none", color=colour, lw=0.9)
 
 
 def legend(figure: Figure, axes: Axes) -> None:
@@ -156,6 +161,7 @@ def encoder_gap(df: pd.DataFrame, title: str = "") -> Figure:
         for _, one in of.groupby("seed"):
             best = one.loc[one.groupby("s")["loss_recovered"].idxmax()].sort_values("l0")
             axes.plot(best["l0"], 1 - best["loss_recovered"], **style, lw=1)
+            error_bars(axes, best, "loss_recovered", lambda v: 1 - v, colour)
     if len(rows):
         loss_axes(axes)
     finish(figure, axes, df, L0, LOSS, title)

@@ -18,8 +18,13 @@ ERRORS = {"fvu": "fraction of variance unexplained (log)", "delta_ce": "delta cr
 
 def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel: str) -> Figure:
     """A row of panels a layer of a language model, a column a site, as in the paper, or one row where there is one
-    site; a site without a finished run says so.
+    site; a site without a finished run says so, and so does a table without one of these sites.
     """
+    df = df[df["site"].isin(SITES)]
+    if not len(df):
+        figure, axes = plt.subplots()
+        axes.text(0.5, 0.5, "no run on record", transform=axes.transAxes, ha="center")
+        return figure
     layers = sorted(set(zip(df["lm"], df["layer"], strict=True)))
     sites, several = [site for site in SITES if site in set(df["site"])], df["lm"].nunique() > 1
     rows, columns = (len(layers), len(sites)) if len(sites) > 1 else (1, len(layers))
@@ -28,8 +33,7 @@ def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel:
     for row, (lm, layer) in zip(panels.reshape(len(layers), len(sites)), layers, strict=True):
         for axes, site in zip(row, sites, strict=True):
             of = df[(df["lm"] == lm) & (df["layer"] == layer) & (df["site"] == site)]
-            where = f"{f'{lm}, ' if several else ''}{SITES[site]}, layer {layer}"
-            axes.set_title(f"{where}{held(done(of))}", fontsize=8)
+            axes.set_title(several * f"{lm}\n" + f"{SITES[site]}, layer {layer}{held(done(of))}", fontsize=8)
             if len(done(of)):
                 panel(axes, of)
                 axes.tick_params(labelsize=7)

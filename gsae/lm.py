@@ -36,7 +36,7 @@ class Spec(NamedTuple):
     revision: str | None = None  # commit, tag or branch, unless the name says "name@revision"; None: the newest
 
 
-NAMES = {  # the hub models and their contexts are the paper's
+NAMES = {  # the hub models and their contexts are the paper's, the other two are not (D11)
     "smollm2": Spec(""),
     "gelu-1l-mini": Spec(""),
     "gelu-1l": Spec("NeelNanda/GELU_1L512W_C4_Code", 128, "bddc0e332f0ae84279e6a6a45d91b314899e1603"),

@@ -8,12 +8,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-BETA2, EPS = 0.999, 1e-8  # beta1 is 0 (D.1.1): Adam's first moment is the gradient
+BETA2, EPS = 0.999, 1e-8  # EPS: D19. beta1 is 0 (D.1.1): Adam's first moment is the gradient
 
 
 @torch.no_grad()
 def adam(w: Tensor, g: Tensor, v: Tensor, age: Tensor, lr: Tensor) -> None:
-    """Adam with beta1 = 0 in place; `age` counts each entry's own steps, so that a reset state is a fresh one."""
+    """Adam with beta1 = 0 in place; `age` counts each entry's own steps, so that a reset state is a fresh one (D14)."""
     g = g.float()
     v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
     w.sub_(lr * g / ((v / (1 - BETA2**age)).sqrt() + EPS))

@@ -150,7 +150,7 @@ def rescale_shift(
     Args:
         sae: the frozen baseline.
         batches: `step -> (batch, n)`, float32 activations as the baseline was trained on.
-        steps: of Adam with betas (0, 0.999), as everywhere.
+        steps: of Adam with betas (0, 0.999), as everywhere (D18).
         lr: falls linearly to 0 over the last `decay` of the steps.
         threshold: of the support, see `RescaleShift`.
 

@@ -17,7 +17,7 @@ PAPER = experiments.Run()
 COLUMNS = ("id", "json", "status", "arm", "lm", "site", "layer", "M", "tokens", "lr", "resample", "keep_pos0", "lam",
            "seed", "control",
            "increase", "s", "data_l0", "noise", "l0", "loss_recovered", "gamma", "seconds", "commit", "date",
-           "tree")  # fmt: skip
+           "tree", "origin")  # fmt: skip
 NAMES = {"json": "file", "lam": "lambda", "s": "pursuit", "l0": "L0", "loss_recovered": "loss recovered"}
 OF_RESULTS = ["run", "control", "increase", "steps", "s", "pursuit_tokens"]  # settings, which their parents lack
 
@@ -102,7 +102,11 @@ def cells(row: pd.Series, local: str) -> dict[str, str]:
     if commit := origin.get("commit"):
         out["commit"] = link(f"<code>{commit[:7]}</code>", f"{REPO}/commit/{commit}")
     tree = {True: "uncommitted changes", False: "clean"}.get(origin.get("dirty"), "")
-    return out | {"seconds": plain(origin.get("seconds")), "date": plain(origin.get("date")), "tree": tree}
+    again = "weights trained again" if origin.get("again") else ""
+    if carried := origin.get("carried"):  # see how_to_run
+        again = f"carried over from {escape(carried['from'])}, of run {escape(carried['run'])}"
+    out |= {"seconds": plain(origin.get("seconds")), "date": plain(origin.get("date"))}
+    return out | {"tree": tree, "origin": again}
 
 
 def table(df: pd.DataFrame, local: str) -> str:

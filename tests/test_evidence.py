@@ -175,7 +175,32 @@ def test_every_record_names_a_commit_of_this_repository():
     assert len(files) > 500 and not strange, strange
 
 
+BEFORE = "e56810c63722096d56d7362630d0106d43bc552c"  # the last commit with results of both evaluations
+
+
+def test_results_that_were_carried_over_are_those_of_the_same_run_on_less_evaluation_text():
+    top, shallow = (evidence.git("rev-parse", word) for word in ("--show-toplevel", "--is-shallow-repository"))
+    if shallow != "false" or Path(top) != evidence.CHECKOUT:
+        pytest.skip("needs the whole history: `git fetch --unshallow`")
+    folder, runs = evidence.CHECKOUT / "book" / "evidence" / "cpu", {}
+    for home in ("seeds", "same_width"):
+        for name in evidence.git("ls-tree", "--name-only", f"{BEFORE}:book/evidence/cpu/{home}").split():
+            runs[name.removesuffix(".json")] = f"{BEFORE}:book/evidence/cpu/{home}/{name}"
+    kept = [json.loads(path.read_text()) for path in (folder / "ito").glob("*.json")]
+    carried = [record for record in kept if "carried" in record["provenance"]]
+    for new in carried:
+        origin = new["provenance"]["carried"]
+        old = json.loads(evidence.git("show", f"{BEFORE}:book/evidence/cpu/ito/{origin['from']}.json"))
+        assert (new["values"], new["sums"]) == (old["values"], old["sums"])
+        assert old["settings"] == new["settings"] | {"run": origin["run"]}
+        a, b = (json.loads(evidence.git("show", runs[of["settings"]["run"]]))["run"] for of in (old, new))
+        assert {k for k in a if a[k] != b[k]} == {"eval_tokens", "ce_tokens"}
+    assert carried
+
+
 def test_an_empty_table_still_draws():
+    figure = figures_sites.gammas(evidence.load("sites", "cpu").iloc[:0])
+    assert "no run" in figure.axes[0].texts[0].get_text()
     figures.pareto(evidence.load("pareto", "cpu")).canvas.draw()
 
 
@@ -200,9 +225,9 @@ def test_a_panel_a_site_and_layer_and_one_legend(draw):
 def test_one_layer_of_two_language_models_is_two_rows_of_panels():
     df = with_attention()
     figure = figures_sites.fronts(pd.concat([df, df.assign(lm="other")], ignore_index=True))
-    titles = [axes.get_title().split("\n")[0] for axes in figure.axes]
+    titles = ["\n".join(axes.get_title().split("\n")[:2]) for axes in figure.axes]
     assert len(titles) == len(set(titles)) == 12
-    assert {f"{lm}, attention before W_O, layer 20" for lm in ("smollm2", "other")} < set(titles)
+    assert {f"{lm}\nattention before W_O, layer 20" for lm in ("smollm2", "other")} < set(titles)
 
 
 def with_attention():

@@ -149,11 +149,12 @@ def test_every_equation_has_its_line_and_its_test():
     assert labels <= tests, f"no test for {labels - tests}"
 
 
-def test_every_deviation_tag_has_its_entry():
+def test_every_deviation_tag_has_its_entry_and_every_entry_its_tag():
     listed = set(re.findall(r"^\| (D\d+) \|", (ROOT / "book/deviations.md").read_text(), re.M))
     used = tagged(r"\b(D\d+)\b(?=[,;:.)\s])", [p for p in CODE if "data" not in p.parts])
     assert listed == {f"D{i + 1}" for i in range(len(listed))}
     assert used <= listed, f"no entry for {used - listed}"
+    assert listed <= used, f"no code line for {listed - used}"
 
 
 def test_nothing_private_in_tracked_files():

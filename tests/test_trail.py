@@ -113,6 +113,8 @@ def test_what_all_rows_share_is_said_once_and_the_tree_is_named(own_folder):
     assert "<th>tree</th>" in html and "uncommitted changes" in html and "<td>clean</td>" in html
     first = html[: html.index("<table")]
     assert "All 2: " in first and "site mlp_out" in first and "layer 8" in first and "/commit/" in first
+    df.at[0, "provenance"] = df.at[0, "provenance"] | {"carried": {"from": "aaa", "run": "b<b"}}
+    assert "<td>carried over from aaa, of run b&lt;b</td>" in trail.table(df, "x") and "carried" not in html
     assert "<th>site</th>" not in html and "<th>site</th>" in trail.table(df.iloc[:1], "x")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def unit_rows(n: int, M: int, seed: int) -> Float[Tensor, "M n"]:
-    """Random unit rows, drawn one by one: a wider dictionary of the same seed starts with the narrower one's rows."""
+    """Random unit rows (D19), one by one: a wider dictionary of the same seed starts with the narrower one's rows."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.stack([torch.randn(n, generator=generator) for _ in range(M)])
     return rows / rows.norm(dim=1, keepdim=True)
