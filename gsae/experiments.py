@@ -165,8 +165,8 @@ def ablations(scale: str) -> list[Run]:
 
 
 def untied(scale: str) -> list[Run]:
-    """Why untied encoders cost more here than the rule allows: beside the Gated SAE, both at the paper's rate for gated
-    runs, and both twice as wide, at cpu at the lambdas of `ablations`; no verdict rests on it."""
+    """Whether the learning rate or the width explains what untied encoders cost: beside the Gated SAE, both at the
+    paper's rate for gated runs, and both twice as wide, at cpu at the lambdas of `ablations`; of no verdict."""
     run, lams, _ = main_sweep(scale)
     found = []
     for setting in ({"lr": 3e-4}, {"M": 2 * run.M}):

@@ -25,12 +25,12 @@ def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel:
         figure, axes = plt.subplots()
         axes.text(0.5, 0.5, "no run on record", transform=axes.transAxes, ha="center")
         return figure
-    layers = sorted(set(zip(df["lm"], df["layer"], strict=True)))
+    places = sorted(set(zip(df["lm"], df["layer"], strict=True)))
     sites, several = [site for site in SITES if site in set(df["site"])], df["lm"].nunique() > 1
-    rows, columns = (len(layers), len(sites)) if len(sites) > 1 else (1, len(layers))
+    rows, columns = (len(places), len(sites)) if len(sites) > 1 else (1, len(places))
     size = (max(6.4, 1 + 2.1 * columns), 0.9 + 2.4 * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    for row, (lm, layer) in zip(panels.reshape(len(layers), len(sites)), layers, strict=True):
+    for row, (lm, layer) in zip(panels.reshape(len(places), len(sites)), places, strict=True):
         for axes, site in zip(row, sites, strict=True):
             of = df[(df["lm"] == lm) & (df["layer"] == layer) & (df["site"] == site)]
             axes.set_title(several * f"{lm}\n" + f"{SITES[site]}, layer {layer}{held(done(of))}", fontsize=8)

@@ -31,7 +31,7 @@ def arms(df: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return df[df["arch"] == "gated"], df[df["arch"] == "baseline"]
 
 
-def cells(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def by_place(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Runs by cell, a site and layer, under its name, with that of the language model where there are several."""
     several = df["lm"].nunique() > 1 if len(df) else False
     groups = df.groupby(["lm", "site", "layer"])
@@ -89,7 +89,7 @@ def sites(scale: str) -> Verdict:
     """
     df = evidence.load("pareto", scale)
     deep = df[df["site"].isin(SITES)]
-    groups = cells(deep)
+    groups = by_place(deep)
     judged, ahead = {name: frontier(*arms(of)) for name, of in groups.items()}, 0
     for name, cell in judged.items():
         if cell.verdict != NOT_RUN:
@@ -99,7 +99,8 @@ def sites(scale: str) -> Verdict:
                 judged[name] = by_loss if clear else replace(by_loss, verdict=NOT_TESTED)
             ahead += by_loss.found["more"] > 0 and (clear or not attention)
     text = by_cell(judged, deep)
-    if absent := [site for site in SITES if site not in set(deep["site"])]:
+    there = [set(of["site"]) for _, of in deep.groupby("lm")] or [set()]
+    if absent := [site for site in SITES if any(site not in sites for sites in there)]:  # of any language model
         missing = f"no runs of {', '.join(absent)}"
         return Verdict(NOT_RUN, f"{missing}{LINE * bool(text)}{text}", missing)
     if waiting := sum(found.verdict == NOT_RUN for found in judged.values()):
@@ -168,7 +169,7 @@ def gamma_deep(scale: str) -> Verdict:
     deep = df[df["site"].isin(SITES)]
     if len(deep) and "file" in deep and deep["file"].astype(str).str.startswith("pilot/").all():
         return Verdict(NOT_RUN, f"the pilot alone, on which no verdict rests: {gamma(deep).ours}")
-    judged = {name: gamma(of) for name, of in cells(deep).items()}
+    judged = {name: gamma(of) for name, of in by_place(deep).items()}
     found = list(judged.values())
     if len(found) != 1:  # several sites: all have to hold
         order = (NOT_RUN, NOT, NOT_TESTED, PARTLY, REPRODUCED)

@@ -51,8 +51,8 @@ def recovery(
         one-to-one matching; `found`: share of true directions whose matched cosine is above 0.9; `slope`: of the
         estimated on the true magnitude where both are above 0, least squares through the origin, pooled over the
         directions found (1 without shrinkage); `offset_slope`: the same with an intercept;
-        `magnitude_gamma`: Eq. 10 of the magnitudes, 1 where no common factor brings estimated nearer to true ones (then
-        `slope`, but for truths missed, is the share of the true ones' second moment that is explained);
+        `magnitude_gamma`: Eq. 10 of the magnitudes, 1 where no common factor brings estimated nearer to true ones; over
+        all samples of the directions found, so that latents on falsely raise it;
         `recall`, `precision`: of being on, over the directions found; `gamma` (Eq. 10), `l0`, `mse`.
         What is undefined, as a slope where nothing is found, is left out.
     """

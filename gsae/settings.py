@@ -17,7 +17,7 @@ SETTINGS: dict[str, dict] = {
                   tokens=300_000 * 4096, batch=4096, M=131_072, lr=3e-4, lam_warmup=0.0, lr_decay=0.0,
                   resample=(1 / 12, 2 / 12, 3 / 12, 4 / 12), eval_tokens=2**20, ce_tokens=2**20),
 }  # fmt: skip
-# D13: on less text than the runs on which verdicts rest, `LONG`.
+# D13: shorter runs are evaluated on less text than those of `LONG`.
 MINI = dict(lm="gelu-1l-mini", site="mlp_neurons", layer=0, M=2048, eval_tokens=100_000, ce_tokens=65_536)
 # A run of `seeds` at cpu: five times the tokens of the first pass, `neurons`, and more text to evaluate on.
 LONG = dict(tokens=5_001_216, eval_tokens=200_000, ce_tokens=262_144)

@@ -92,21 +92,21 @@ def link(text: str, address: str) -> str:
 
 def cells(row: pd.Series, local: str) -> dict[str, str]:
     """One run or result as cells of HTML: what it is, its numbers, its file in the repository and in the book."""
-    origin = row.get("provenance")
-    origin = origin if isinstance(origin, dict) else {}
+    made = row.get("provenance")
+    made = made if isinstance(made, dict) else {}
     out = {name: plain(row.get(name)) for name in COLUMNS} | {"arm": arm(row)}
     if isinstance(row.get("file"), str):
         place = f"{row['scale']}/{row['file']}"
         out["id"] = link(out["id"], f"{REPO}/blob/main/book/evidence/{place}")
         out["json"] = link("json", f"{local}/{place}")
-    if commit := origin.get("commit"):
+    if commit := made.get("commit"):
         out["commit"] = link(f"<code>{commit[:7]}</code>", f"{REPO}/commit/{commit}")
-    tree = {True: "uncommitted changes", False: "clean"}.get(origin.get("dirty"), "")
-    again = "weights trained again" if origin.get("again") else ""
-    if carried := origin.get("carried"):  # see how_to_run
-        again = f"carried over from {escape(carried['from'])}, of run {escape(carried['run'])}"
-    out |= {"seconds": plain(origin.get("seconds")), "date": plain(origin.get("date"))}
-    return out | {"tree": tree, "origin": again}
+    tree = {True: "uncommitted changes", False: "clean"}.get(made.get("dirty"), "")
+    origin = ["weights trained again"] if made.get("again") else []
+    if carried := made.get("carried"):  # see how_to_run
+        origin.append(f"carried over from {escape(carried['from'])}, of run {escape(carried['run'])}")
+    out |= {"seconds": plain(made.get("seconds")), "date": plain(made.get("date"))}
+    return out | {"tree": tree, "origin": "; ".join(origin)}
 
 
 def table(df: pd.DataFrame, local: str) -> str:

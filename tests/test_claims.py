@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.container import ErrorbarContainer
 
 from gsae import (
     aftermath,
     claims,
     evidence,
+    figures_fronts,
     judges,
     judges_exact,
     judges_known,
@@ -205,6 +207,10 @@ def test_one_layer_of_two_language_models_is_two_cells(monkeypatch):
     found = judges.sites("cpu")
     assert found.verdict == NOT and found.brief.startswith("better in 6 of 12"), found.brief
     assert "lm mlp_out 8: L0 ratio 0.50" in found.ours and "other mlp_out 8: L0 ratio 1.30" in found.ours
+    one_site = pd.concat([better, worse[worse["site"] == "mlp_out"]], ignore_index=True)
+    read(monkeypatch, pareto=one_site)
+    found = judges.sites("cpu")
+    assert found.verdict == NOT_RUN and found.brief == "no runs of attn_z, resid_post"
     shrunk = biased(site="mlp_out", layer=8)
     read(monkeypatch, pareto=pd.concat([shrunk, shrunk.assign(lm="other")], ignore_index=True))
     found = judges.gamma_deep("cpu")
@@ -295,6 +301,13 @@ def test_dictionaries_encoders_and_training_l0(monkeypatch):
         assert judged(judge) == REPRODUCED and judged(judge, seeds=1) == PARTLY, judge
     assert judged(judges_why.dictionaries, advantage=0.9) == NOT
     assert judged(judges_why.encoder_gap, excess=0.8) == NOT
+
+
+def test_fronts_of_pursuit_have_intervals_as_those_of_encoders_do():
+    df = pursued(seeds=1)
+    df = df.assign(series=df["arch"].map({"gated": series.GATED, "baseline": series.WIDE}), M=8)
+    drawn = figures_fronts.encoder_gap(df).axes[0]
+    assert len([c for c in drawn.containers if isinstance(c, ErrorbarContainer)]) == 4
 
 
 def test_training_l0_compares_the_nearest_run_with_those_clearly_above(monkeypatch):

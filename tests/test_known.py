@@ -55,6 +55,9 @@ def test_a_factor_and_a_shift_are_told_apart(orthonormal):
     scaled = known.recovery(truth(orthonormal, 0.7, 1e-4)[0], orthonormal, x, magnitudes)
     assert scaled["slope"] == pytest.approx(0.7, abs=2e-3) and scaled["gamma"] == pytest.approx(0.7, abs=2e-3)
     assert scaled["magnitude_gamma"] == pytest.approx(0.7, abs=2e-3)
+    false = known.recovery(truth(orthonormal, shift=-0.1)[0], orthonormal, x, magnitudes)  # on everywhere
+    y = magnitudes + 0.1
+    assert false["magnitude_gamma"] == pytest.approx(float(y.square().sum() / (y * magnitudes).sum()), abs=1e-3)
     shift = 0.3 * float(magnitudes[magnitudes > 0].min())
     shifted = known.recovery(truth(orthonormal, 1.0, shift)[0], orthonormal, x, magnitudes)
     on = magnitudes[magnitudes > 0]
