@@ -31,10 +31,11 @@ class Line(NamedTuple):
 
 def lines(df: pd.DataFrame) -> list[Line]:
     """The finished runs of one site as lines, by rising lambda: a line a series, and a setting where one varies."""
-    varying = [name for name in OTHERS if name in df and done(df)[name].nunique() > 1]
     wide = df["M"].isin(df.loc[df["arch"] == "gated", "M"] * 3 // 2)
     df = series.named(df)
     df.loc[(df["arch"] == "baseline") & ~wide, "series"] = series.SAME
+    varying = [name for name in OTHERS if name in df and done(df)[name].nunique() > 1]
+    varying += ["M"] if (done(df).groupby("series")["M"].nunique() > 1).any() else []
     found: list[Line] = []
     for values, rows in done(df).groupby(["series", *varying], sort=False):
         label = ", ".join([values[0], *(f"{k} {v}" for k, v in zip(varying, values[1:], strict=True))])

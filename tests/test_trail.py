@@ -215,6 +215,8 @@ def test_a_line_a_series_with_the_setting_that_varies_and_shades_by_lambda():
     found = figures_sweeps.lines(rates)
     assert [line.label for line in found] == ["gated, lr 0.001", "gated, lr 0.0003"]
     assert len({line.dash for line in found}) == 2 and len({line.colour for line in found}) == 1
+    widths = pd.DataFrame([finished(Run(M=m, lam=lam)) for m in (14, 28) for lam in (0.1, 0.2)])
+    assert [line.label for line in figures_sweeps.lines(widths)] == ["gated, M 14", "gated, M 28"]
     strengths = [strength for _, strength in figures_sweeps.shaded(figures_sweeps.lines(sweep(missing=False))[0])]
     assert strengths == sorted(strengths) and strengths[0] < strengths[-1] == 1
 
