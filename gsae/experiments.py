@@ -168,11 +168,8 @@ def untied(scale: str) -> list[Run]:
     """Whether the learning rate or the width explains what untied encoders cost: beside the Gated SAE, both at the
     paper's rate for gated runs, and both twice as wide, at cpu at the lambdas of `ablations`; of no verdict."""
     run, lams, _ = main_sweep(scale)
-    found = []
-    for setting in ({"lr": 3e-4}, {"M": 2 * run.M}):
-        for arm in ({}, {"tie": "none"}):
-            found += grid(replace(run, **setting, **arm), lam=lams[:3])
-    return found
+    settings = replace(run, lr=3e-4), replace(run, M=2 * run.M)
+    return [r for one in settings for r in grid(one, tie=[run.tie, "none"], lam=lams[:3])]
 
 
 def narrow(run: Run, lams: Sequence[float], share: float, seeds: Sequence[int]) -> list[Run]:

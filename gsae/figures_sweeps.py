@@ -34,10 +34,11 @@ def lines(df: pd.DataFrame) -> list[Line]:
     wide = df["M"].isin(df.loc[df["arch"] == "gated", "M"] * 3 // 2)
     df = series.named(df)
     df.loc[(df["arch"] == "baseline") & ~wide, "series"] = series.SAME
-    varying = [name for name in OTHERS if name in df and done(df)[name].nunique() > 1]
-    varying += ["M"] if (done(df).groupby("series")["M"].nunique() > 1).any() else []
+    df = done(df)
+    varying = [name for name in OTHERS if name in df and df[name].nunique() > 1]
+    varying += ["M"] if (df.groupby("series")["M"].nunique() > 1).any() else []
     found: list[Line] = []
-    for values, rows in done(df).groupby(["series", *varying], sort=False):
+    for values, rows in df.groupby(["series", *varying], sort=False):
         label = ", ".join([values[0], *(f"{k} {v}" for k, v in zip(varying, values[1:], strict=True))])
         colour, marker, _ = STYLES.get(values[0], (GREY, "o", "-"))
         dash = DASHES[sum(one.colour == colour for one in found) % len(DASHES)]

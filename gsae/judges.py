@@ -33,7 +33,7 @@ def arms(df: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def by_place(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Runs by cell, a site and layer, under its name, with that of the language model where there are several."""
-    several = df["lm"].nunique() > 1 if len(df) else False
+    several = df["lm"].nunique() > 1
     groups = df.groupby(["lm", "site", "layer"])
     return {f"{f'{lm} ' if several else ''}{site} {layer}": of for (lm, site, layer), of in groups}
 
@@ -90,34 +90,32 @@ def sites(scale: str) -> Verdict:
     df = evidence.load("pareto", scale)
     deep = df[df["site"].isin(SITES)]
     groups = by_place(deep)
-    judged, ahead = {name: frontier(*arms(of)) for name, of in groups.items()}, 0
-    for name, cell in judged.items():
+    cells, ahead = {name: frontier(*arms(of)) for name, of in groups.items()}, 0
+    for name, cell in cells.items():
         if cell.verdict != NOT_RUN:
             by_loss, attention = recovered(cell, *arms(groups[name])), "attn_z" in set(groups[name]["site"])
             clear = by_loss.found["more_low"] > 0 or by_loss.found["more_high"] < 0
             if attention:
-                judged[name] = by_loss if clear else replace(by_loss, verdict=NOT_TESTED)
+                cells[name] = by_loss if clear else replace(by_loss, verdict=NOT_TESTED)
             ahead += by_loss.found["more"] > 0 and (clear or not attention)
-    text = by_cell(judged, deep)
+    text = by_cell(cells, deep)
     there = [set(of["site"]) for _, of in deep.groupby("lm")] or [set()]
     if absent := [site for site in SITES if any(site not in sites for sites in there)]:  # of any language model
         missing = f"no runs of {', '.join(absent)}"
         return Verdict(NOT_RUN, f"{missing}{LINE * bool(text)}{text}", missing)
-    if waiting := sum(found.verdict == NOT_RUN for found in judged.values()):
-        return Verdict(NOT_RUN, text, f"runs are missing in {waiting} of {len(judged)} cells")
-    tested = [found.verdict for found in judged.values() if found.verdict != NOT_TESTED]
-    if len(tested) < len(judged) - 1:
-        return Verdict(NOT_TESTED, text, f"a range is shared in {len(tested)} of {len(judged)} cells")
-    lost = tested.count(NOT) + len(judged) - len(tested)
-    ratios = [cell.found for cell in judged.values() if np.isfinite(cell.found.get("low", np.nan))]
+    if waiting := sum(found.verdict == NOT_RUN for found in cells.values()):
+        return Verdict(NOT_RUN, text, f"runs are missing in {waiting} of {len(cells)} cells")
+    tested = [found.verdict for found in cells.values() if found.verdict != NOT_TESTED]
+    if len(tested) < len(cells) - 1:
+        return Verdict(NOT_TESTED, text, f"a range is shared in {len(tested)} of {len(cells)} cells")
+    lost = tested.count(NOT) + len(cells) - len(tested)
+    ratios = [cell.found for cell in cells.values() if np.isfinite(cell.found.get("low", np.nan))]
     ratios.sort(key=lambda found: found["estimate"])
     ends = " to ".join(interval(found, exp=True) for found in ratios[:: max(1, len(ratios) - 1)]) or "without interval"
-    everywhere = sum(cell.found.get("worst", 0) < 0 for cell in judged.values())
-    brief = (
-        f"better in {len(judged) - lost} of {len(judged)} cells, in {ahead} by loss recovered alone, at each of five "
-    )
+    everywhere = sum(cell.found.get("worst", 0) < 0 for cell in cells.values())
+    brief = f"better in {len(cells) - lost} of {len(cells)} cells, in {ahead} by loss recovered alone, at each of five "
     brief += f"levels in {everywhere}; L0 ratio {ends}"
-    verdict = graded(lost <= 1, *2 * [len(judged) - tested.count(REPRODUCED) <= 1])
+    verdict = graded(lost <= 1, *2 * [len(cells) - tested.count(REPRODUCED) <= 1])
     return stated(verdict, text, deep, brief)
 
 
@@ -169,13 +167,13 @@ def gamma_deep(scale: str) -> Verdict:
     deep = df[df["site"].isin(SITES)]
     if len(deep) and "file" in deep and deep["file"].astype(str).str.startswith("pilot/").all():
         return Verdict(NOT_RUN, f"the pilot alone, on which no verdict rests: {gamma(deep).ours}")
-    judged = {name: gamma(of) for name, of in by_place(deep).items()}
-    found = list(judged.values())
+    cells = {name: gamma(of) for name, of in by_place(deep).items()}
+    found = list(cells.values())
     if len(found) != 1:  # several sites: all have to hold
         order = (NOT_RUN, NOT, NOT_TESTED, PARTLY, REPRODUCED)
         worst = min((f.verdict for f in found), key=order.index, default=NOT_RUN)
         passed = sum(f.verdict in (PARTLY, REPRODUCED) for f in found)
         brief = f"so in {passed} of {len(found)} cells" if worst != NOT_RUN else "runs are missing"
-        text = by_cell(judged, deep)
+        text = by_cell(cells, deep)
         return stated(worst, text, deep, brief) if len(deep) else Verdict(worst, text, brief)
     return found[0]

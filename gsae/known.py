@@ -61,12 +61,11 @@ def recovery(
     true, latent = match(data.dictionary, sae.W_dec)
     matched = cosines[true, latent]
     found = matched > FOUND
-    y, t = f[:, latent[found]], magnitudes[:, true[found]]
+    y, t = f[:, latent[found]].double(), magnitudes[:, true[found]].double()
     both = (y > 0) & (t > 0)
-    ys, ts = y[both].double(), t[both].double()
+    ys, ts = y[both], t[both]
     share = lambda a, b: float(a / b) if b > 0 else None  # noqa: E731
     centred = ts - ts.mean() if len(ts) else ts
-    y, t = y.double(), t.double()
     out = {
         "cosine_max": float(cosines.max(1).values.mean()),
         "cosine": float(matched.mean()),

@@ -163,10 +163,15 @@ def test_figures_of_ratios_and_of_results_say_scale_seeds_and_tokens():
     assert drawn.endswith("scale smoke, 1 seed, 3,000 tokens a dictionary, M = 72")
 
 
-def test_every_record_names_a_commit_of_this_repository():
+@pytest.fixture
+def history():
+    """Skips where the checkout has not all of its commits."""
     top, shallow = (evidence.git("rev-parse", word) for word in ("--show-toplevel", "--is-shallow-repository"))
     if shallow != "false" or Path(top) != evidence.CHECKOUT:
         pytest.skip("needs the whole history: `git fetch --unshallow`")
+
+
+def test_every_record_names_a_commit_of_this_repository(history):
     known = set(evidence.git("rev-list", "HEAD").split())
     files = sorted((evidence.CHECKOUT / "book" / "evidence").rglob("*.json"))
     files = [path for path in files if path.parent.name != "bench"]
@@ -178,10 +183,7 @@ def test_every_record_names_a_commit_of_this_repository():
 BEFORE = "e56810c63722096d56d7362630d0106d43bc552c"  # the last commit with results of both evaluations
 
 
-def test_results_that_were_carried_over_are_those_of_the_same_run_on_less_evaluation_text():
-    top, shallow = (evidence.git("rev-parse", word) for word in ("--show-toplevel", "--is-shallow-repository"))
-    if shallow != "false" or Path(top) != evidence.CHECKOUT:
-        pytest.skip("needs the whole history: `git fetch --unshallow`")
+def test_results_that_were_carried_over_are_those_of_the_same_run_on_less_evaluation_text(history):
     folder, runs = evidence.CHECKOUT / "book" / "evidence" / "cpu", {}
     for home in ("seeds", "same_width"):
         for name in evidence.git("ls-tree", "--name-only", f"{BEFORE}:book/evidence/cpu/{home}").split():

@@ -33,17 +33,8 @@ def orthonormal():
 def test_the_truth_has_cosine_and_slope_one(orthonormal):
     sae, order = truth(orthonormal, shift=1e-4)
     found = known.recovery(sae, orthonormal, *orthonormal.sample(3000))
-    for name in (
-        "cosine",
-        "cosine_max",
-        "found",
-        "slope",
-        "recall",
-        "precision",
-        "gamma",
-        "offset_slope",
-        "magnitude_gamma",
-    ):
+    named = "cosine cosine_max found slope recall precision gamma offset_slope magnitude_gamma"
+    for name in named.split():
         assert found[name] == pytest.approx(1, abs=2e-3), name
     assert found["l0"] == pytest.approx(2, abs=0.1) and found["mse"] < 1e-5
     true, latent = known.match(orthonormal.dictionary, sae.W_dec)
