@@ -16,7 +16,7 @@ from benchmarks.cases import Case, read_data, write_data
 from benchmarks.matmul import Machine
 from benchmarks.ours import SPARSE, Ours
 from benchmarks.peers import PYTHON, ROOT, SETTINGS, Peer, PeerError, Peers
-from gsae import disk
+from gsae.system import files
 
 FOLDER = ROOT / "book" / "evidence" / "bench"
 REFERENCE = 576, 2304, 2048  # n, M, batch: SmolLM2's width, the `cpu` scale's M and batch
@@ -163,7 +163,7 @@ def bench(
 
 
 def write(record: dict, path: Path) -> None:
-    with disk.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 

@@ -98,7 +98,7 @@ class Batches:
 
 def write_data(path: Path, widths: set[int], rows: int) -> None:
     """The activations that every library trains on: sparse sums of known directions, unit mean squared norm."""
-    from gsae.toy import SparseData  # not in the peers' environment
+    from gsae.saes.toy import SparseData  # not in the peers' environment
 
     tensors = {}
     for n in sorted(widths):

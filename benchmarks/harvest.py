@@ -10,14 +10,14 @@ import torch
 from datasets import Dataset
 
 from benchmarks.cases import clock
-from gsae import activations
-from gsae.lm import LM
+from gsae.lm import store
+from gsae.lm.models import LM
 
 BLOCKS = 16  # in one forward pass, the default of `harvest`
 
 
 class Harvest:
-    """`gsae.activations.harvest` from token blocks to a finished store, tokens counted as the model reads them."""
+    """`gsae.lm.store.harvest` from token blocks to a finished store, tokens counted as the model reads them."""
 
     setting = "harvest"
 
@@ -38,7 +38,7 @@ class Harvest:
         rows = len(ids) * (self.lm.context - 1)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # random tokens may well have sinks
-            return clock(lambda: activations.harvest(
+            return clock(lambda: store.harvest(
                 self.lm, blocks, [(self.site, self.layer)], rows, folder, name_hash="bench", batch=BLOCKS
             ), 1, str(self.lm.device))  # fmt: skip
 
@@ -78,8 +78,9 @@ def load(device: str):
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from gsae import assets, lm
+    from gsae.lm import models
+    from gsae.system import wheels
 
     logging.disable_progress_bar()
-    ours = lm.load("smollm2", device)
-    return ours, lambda: AutoModelForCausalLM.from_pretrained(assets.smollm2(), dtype=ours.dtype).to(ours.device)
+    ours = models.load("smollm2", device)
+    return ours, lambda: AutoModelForCausalLM.from_pretrained(wheels.smollm2(), dtype=ours.dtype).to(ours.device)

@@ -1,9 +1,9 @@
-"""Our training step, through the public interface that `gsae.training.fit` uses."""
+"""Our training step, through the public interface that `gsae.training.loop.fit` uses."""
 
 import torch
 
 from benchmarks.cases import Batches, Case, Loop, many_shapes
-from gsae import sparse
+from gsae.training import sparse_products
 
 SETTINGS = {"bf16": "bfloat16", "fp32": "float32"}  # of dense products
 SPARSE = {f"sparse, L0 {l0}": l0 for l0 in (32, 64, 128)}  # products in bf16, where that many latents are on
@@ -21,7 +21,7 @@ class Ours:
     """A stack of `case.K` SAEs with lambdas of the range that a sweep has, no schedule, no resampling."""
 
     def __init__(self, case: Case, rows, seconds: float, settle: int, device: str = "cpu"):
-        from gsae.stack import Plan, Stack
+        from gsae.training.stack import Plan, Stack
 
         many_shapes()
         l0 = SPARSE.get(case.setting)
@@ -33,7 +33,7 @@ class Ours:
         self.case, self.stack, self.batches = case, Stack(plan), Batches(rows, case.batch, device)
         self.stack.sparse = l0 is not None
         if l0:  # at a learning rate of 0 it stays so; forced on devices where training never chooses it
-            sparse.SHARE.setdefault(torch.device(device).type, 1 / 16)
+            sparse_products.SHARE.setdefault(torch.device(device).type, 1 / 16)
             open_gates(self.stack, self.batches(), l0)
         self.loop = Loop(self.step, seconds, settle, device)
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import matmul
 from benchmarks.cases import Case, flops
-from gsae import evidence
+from gsae.evidence import run_files
 
 SCHEMA = 1
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16")  # what bf16 products are made of
@@ -134,7 +134,7 @@ def versions() -> dict[str, str]:
 
 def origin() -> dict:
     """The commit that is measured: taken before the first round, as the tree may change meanwhile."""
-    return {"commit": evidence.git("rev-parse", "HEAD"), "dirty": evidence.dirty()}
+    return {"commit": run_files.git("rev-parse", "HEAD"), "dirty": run_files.dirty()}
 
 
 def record(rows: list[dict], settings: dict, peers: dict, machine: dict, origin: dict) -> dict:
@@ -146,8 +146,8 @@ def record(rows: list[dict], settings: dict, peers: dict, machine: dict, origin:
 
 def terminal(found: dict) -> str:
     """The record as text tables."""
-    from gsae import benchfig
+    from benchmarks import tables
 
     with pd.option_context("display.width", 200, "display.max_colwidth", 60):
-        parts = [f"{title}\n{table.to_string(index=False)}" for title, table in benchfig.tables(found).items()]
-    return "\n\n".join([benchfig.headline(found), *parts])
+        parts = [f"{title}\n{table.to_string(index=False)}" for title, table in tables.tables(found).items()]
+    return "\n\n".join([tables.headline(found), *parts])

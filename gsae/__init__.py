@@ -13,9 +13,11 @@ _LAZY = {
     "ARCHITECTURES": "gsae.saes",
     "BaselineSAE": "gsae.saes",
     "GatedSAE": "gsae.saes",
-    "train": "gsae.training",
-    "run": "gsae.runner",
-    "load": "gsae.checkpoints",
+    "Run": "gsae.evidence.run",
+    "grid": "gsae.evidence.run",
+    "train": "gsae.training.loop",
+    "run": "gsae.experiments.runner",
+    "load": "gsae.saes.files",
 }
 __all__ = ["PAPER", "REPO", "__version__", *_LAZY]
 

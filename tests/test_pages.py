@@ -11,7 +11,8 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 import gsae
-from gsae import claims, figures_sweeps, trail
+from gsae.claims import claims, evidence_page
+from gsae.figures import sweeps
 
 HTML = Path(__file__).parents[1] / "_build" / "html"
 pytestmark = pytest.mark.pages
@@ -73,11 +74,11 @@ def test_every_verdict_of_the_first_page_leads_to_its_evidence():
     assert any(f.startswith("../_static/evidence/cpu/") for f in files) and any(gsae.REPO in f for f in files)
 
 
-@pytest.mark.parametrize("name", trail.sweeps("cpu"))
+@pytest.mark.parametrize("name", evidence_page.sweeps("cpu"))
 def test_every_sweep_has_a_page_with_its_figures_and_its_runs(name):
     found = page(f"book/sweeps/{name}.html").found
-    cells = trail.sweep(name, "cpu")
-    drawn = sum((df["status"] != "missing").any() for df in cells.values()) * len(figures_sweeps.FIGURES)
+    cells = evidence_page.sweep(name, "cpu")
+    drawn = sum((df["status"] != "missing").any() for df in cells.values()) * len(sweeps.FIGURES)
     assert sum(tag == "img" and "/sweep-" in attrs["src"] for tag, attrs in found) == drawn
     files = {Path(a["href"]).stem for tag, a in found if tag == "a" and "_static/evidence" in a.get("href", "")}
     assert files == {run for df in cells.values() for run in df["id"][df["status"] != "missing"]}
@@ -85,7 +86,9 @@ def test_every_sweep_has_a_page_with_its_figures_and_its_runs(name):
 
 @pytest.mark.parametrize("name", [c for c in CHAPTERS if c.startswith("notebooks/")])
 def test_launch_button(name):
-    """The rocket button's address, by its shape: https://colab.research.google.com/github/OWNER/REPO/blob/BRANCH/FILE."""
+    """The rocket button's address, by its shape:
+    https://colab.research.google.com/github/OWNER/REPO/blob/BRANCH/FILE.
+    """
     source = name.removesuffix(".html") + ".ipynb"
     owner_and_repo = urlparse(gsae.REPO).path
     found = [a["href"] for tag, a in page(name).found if tag == "a" and "colab" in (a.get("href") or "")]

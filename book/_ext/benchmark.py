@@ -12,32 +12,32 @@ RECORDS = Path(__file__).resolve().parents[1] / "evidence" / "bench"
 
 class Benchmark(SphinxDirective):
     def run(self):
-        from gsae import benchfig
+        from benchmarks import tables
 
-        record = benchfig.newest(RECORDS)
+        record = tables.newest(RECORDS)
         if record is None:
             return self.parsed(["No measurement is on record yet; `make bench` makes one."])
-        text = [benchfig.headline(record), ""]
-        for title, table in benchfig.tables(record).items():
+        text = [tables.headline(record), ""]
+        for title, table in tables.tables(record).items():
             fold = title.endswith(("other shapes", "TFLOP/s"))
-            text += [f":::{{dropdown}} {title}" if fold else f"**{title}**", "", *benchfig.markdown(table).splitlines()]
+            text += [f":::{{dropdown}} {title}" if fold else f"**{title}**", "", *tables.markdown(table).splitlines()]
             text += [":::" if fold else "", ""]
         return [*self.parsed(text[:2]), self.drawn(record), *self.parsed(text[2:])]
 
     def parsed(self, lines: list[str]) -> list[nodes.Node]:
         container = nodes.container(classes=["benchmark"])
-        self.state.nested_parse(StringList(lines, "gsae.benchfig"), 0, container)
+        self.state.nested_parse(StringList(lines, "benchmarks.tables"), 0, container)
         return [container]
 
     def drawn(self, record: dict) -> nodes.Node:
         """The figure as a file beside the built pages, so that nothing generated lies among the sources."""
-        from gsae import benchfig
+        from benchmarks import tables
 
         path = Path(self.env.doctreedir).parent / "benchmark" / "throughput.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        benchfig.figure(record).savefig(path)
+        tables.figure(record).savefig(path)
         here = Path(self.env.doc2path(self.env.docname)).parent
-        image = nodes.image(uri=Path(os.path.relpath(path, here)).as_posix(), alt=benchfig.alt(record))
+        image = nodes.image(uri=Path(os.path.relpath(path, here)).as_posix(), alt=tables.alt(record))
         image["classes"] += ["dark-light"]
         figure = nodes.figure("", image)
         figure += nodes.caption("", "Training throughput against the size of the stack; dashed, the machine's limit.")

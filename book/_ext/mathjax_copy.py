@@ -1,6 +1,6 @@
 """Put MathJax beside the built pages, so that the book shows its mathematics without a network.
 
-The files come from a pinned, hash-checked wheel (`gsae.assets.mathjax`) and are not part of this repository.
+The files come from a pinned, hash-checked wheel (`gsae.system.wheels.mathjax`) and are not part of this repository.
 """
 
 import shutil
@@ -10,10 +10,10 @@ from pathlib import Path
 def copy(app, exception):
     if exception is not None or app.builder.format != "html":
         return
-    from gsae import assets
+    from gsae.system import wheels
 
     target = Path(app.outdir) / "_static" / "mathjax"
-    shutil.copytree(assets.mathjax(), target, dirs_exist_ok=True)
+    shutil.copytree(wheels.mathjax(), target, dirs_exist_ok=True)
 
 
 def setup(app):

@@ -8,9 +8,9 @@ COLLECTED = Path(__file__).resolve().parents[1] / "study"
 def publish(app, exception):
     if exception is not None or app.builder.format != "html":
         return
-    from gsae.study import published
+    from gsae.interpretability import published_study
 
-    published.publish(COLLECTED, Path(app.outdir) / "_static" / "study")
+    published_study.publish(COLLECTED, Path(app.outdir) / "_static" / "study")
 
 
 def setup(app):

@@ -1,7 +1,8 @@
 """The pages of evidence: the directives `{evidence}` (claim by claim) and `{sweep} NAME`, and a page for each sweep.
 
-What they say is made by gsae.trail from the committed evidence while the book is built. Pages of sweeps are written to
-book/sweeps, which git ignores, before the table of contents is read: a new experiment has its page by itself.
+What they say is made by gsae.claims.evidence_page from the committed evidence while the book is built. Pages of sweeps
+are written to book/sweeps, which git ignores, before the table of contents is read: a new experiment has its page by
+itself.
 """
 
 import os
@@ -23,7 +24,7 @@ class Page(SphinxDirective):
         return "../" * self.env.docname.count("/")
 
     def parsed(self, text: str, into: nodes.Element) -> nodes.Element:
-        self.state.nested_parse(StringList(text.splitlines(), "gsae.trail"), 0, into)
+        self.state.nested_parse(StringList(text.splitlines(), "gsae.claims.evidence_page"), 0, into)
         return into
 
     def section(self, anchor: str, title: str, text: str) -> nodes.Element:
@@ -35,9 +36,9 @@ class Page(SphinxDirective):
 
 class Evidence(Page):
     def run(self):
-        from gsae import trail
+        from gsae.claims import evidence_page
 
-        return [self.section(anchor, *of) for anchor, of in trail.claims(SCALE, self.prefix()).items()]
+        return [self.section(anchor, *of) for anchor, of in evidence_page.claims(SCALE, self.prefix()).items()]
 
 
 class Sweep(Page):
@@ -46,23 +47,25 @@ class Sweep(Page):
     required_arguments = 1
 
     def run(self):
-        from gsae import trail
+        from gsae.claims import evidence_page
 
         (name,) = self.arguments
-        return [self.cell(name, *of) for of in trail.sweep(name, SCALE).items()]
+        return [self.cell(name, *of) for of in evidence_page.sweep(name, SCALE).items()]
 
     def cell(self, name: str, where: tuple, df) -> nodes.Element:
         """The runs on one site: figures, then the files."""
-        from gsae import evidence, figures_sweeps, trail
+        from gsae.claims import evidence_page
+        from gsae.evidence import run_files
+        from gsae.figures import sweeps as sweep_figures
 
         lm, site, layer = where
         anchor = f"sweep-{name}-{lm}-{site}-{layer}".replace("_", "-")
         section = self.section(anchor, f"{lm}, {site}, layer {layer}", "")
-        if len(evidence.done(df)):
-            for kind, (draw, shows) in figures_sweeps.FIGURES.items():
-                alt = figures_sweeps.alt(df, shows)
+        if len(run_files.done(df)):
+            for kind, (draw, shows) in sweep_figures.FIGURES.items():
+                alt = sweep_figures.alt(df, shows)
                 section += self.drawn(f"{anchor}-{kind}.svg".replace("/", "-"), draw(df), shows, alt)
-        return self.parsed(trail.behind(trail.files([df]), f"{self.prefix()}_static/evidence"), section)
+        return self.parsed(evidence_page.behind(evidence_page.files([df]), f"{self.prefix()}_static/evidence"), section)
 
     def drawn(self, name: str, figure, shows: str, alt: str) -> nodes.Node:
         """A figure as a file beside the built pages, so that nothing drawn lies among the sources."""
@@ -77,25 +80,26 @@ class Sweep(Page):
 
 def write_pages(app, config):
     """One page a sweep, as short as can be; pages of sweeps that are no more are removed."""
-    from gsae import experiments, trail
+    from gsae.claims import evidence_page
+    from gsae.experiments import sweeps
 
     folder = Path(app.srcdir) / "book" / "sweeps"
     folder.mkdir(exist_ok=True)
-    for old in set(folder.glob("*.md")) - {folder / f"{name}.md" for name in trail.sweeps(SCALE)}:
+    for old in set(folder.glob("*.md")) - {folder / f"{name}.md" for name in evidence_page.sweeps(SCALE)}:
         old.unlink()
-    for name in trail.sweeps(SCALE):
-        about = " ".join(experiments.EXPERIMENTS[name].__doc__.split())
+    for name in evidence_page.sweeps(SCALE):
+        about = " ".join(sweeps.EXPERIMENTS[name].__doc__.split())
         (folder / f"{name}.md").write_text(f"# {name.replace('_', ' ')}\n\n{about}\n\n```{{sweep}} {name}\n```\n")
 
 
 def copy_files(app, exception):
     """The run files beside the built pages, so that a reader without a network can open them."""
     if exception is None and app.builder.format == "html":
-        from gsae import evidence
+        from gsae.evidence import run_files
 
         target = Path(app.outdir) / "_static" / "evidence"
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(evidence.root(SCALE).parent, target, ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(run_files.root(SCALE).parent, target, ignore=shutil.ignore_patterns(".*"))
 
 
 def setup(app):

@@ -11,11 +11,11 @@ class Verdicts(SphinxDirective):
     required_arguments = 1
 
     def run(self):
-        from gsae import claims
+        from gsae.claims import claims
 
         text = claims.markdown(self.arguments[0], prefix=self.prefix())
         container = nodes.container(classes=["verdicts"])
-        self.state.nested_parse(StringList(text.splitlines(), "gsae.claims"), 0, container)
+        self.state.nested_parse(StringList(text.splitlines(), "gsae.claims.claims"), 0, container)
         return [container]
 
     def prefix(self) -> str:

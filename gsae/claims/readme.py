@@ -1,0 +1,36 @@
+"""Keep the README's headline figure and verdict table equal to the evidence."""
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+from gsae import REPO
+from gsae.claims import claims
+from gsae.evidence import run_files
+from gsae.evidence.run_files import CHECKOUT
+from gsae.figures import base
+
+FIGURE = Path("book/pareto.svg")
+OWNER, NAME = REPO.split("/")[-2:]
+PAGE = f"https://{OWNER}.github.io/{NAME}/book/evidence_by_claim.html"
+BEGIN, END = "<!-- verdicts:begin -->\n", "<!-- verdicts:end -->"
+
+
+def with_table(text: str, scale: str = "cpu") -> str:
+    """A README with its verdict table made anew. Raises ValueError where it lacks the two markers."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"the README has no place for the table: it needs the lines {BEGIN.strip()} and {END}")
+    return re.sub(
+        f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{claims.markdown(scale, evidence=PAGE)}\n{END}", text, flags=re.DOTALL
+    )
+
+
+def write(root: Path = CHECKOUT, scale: str = "cpu") -> None:
+    """Draw the headline figure and write the table, from the committed evidence of a scale."""
+    df = run_files.load("pareto", scale)
+    drawn = base.pareto(df[df["site"] == "mlp_neurons"], "one-layer LM, MLP neurons")
+    with matplotlib.rc_context({"svg.hashsalt": "gsae"}):  # the same evidence, the same bytes
+        drawn.savefig(root / FIGURE, metadata={"Date": None})
+    page = root / "README.md"
+    page.write_text(with_table(page.read_text(), scale))
