@@ -78,9 +78,8 @@ def load(device: str):
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from gsae.lm import models
-    from gsae.system import wheels
+    from gsae.lm import models, smollm2
 
     logging.disable_progress_bar()
     ours = models.load("smollm2", device)
-    return ours, lambda: AutoModelForCausalLM.from_pretrained(wheels.smollm2(), dtype=ours.dtype).to(ours.device)
+    return ours, lambda: AutoModelForCausalLM.from_pretrained(smollm2.smollm2(), dtype=ours.dtype).to(ours.device)

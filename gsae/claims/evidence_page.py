@@ -9,14 +9,15 @@ from numbers import Real
 
 import pandas as pd
 
-from gsae import REPO
 from gsae.claims.claims import CLAIMS, Claim, anchor
-from gsae.evidence import run_files, verdict
-from gsae.evidence.run_files import CHECKOUT
-from gsae.experiments import follow_ups
+from gsae.evidence import run as run_module
+from gsae.evidence import verdict
+from gsae.evidence.provenance import CHECKOUT
+from gsae.experiments import follow_ups, records
 from gsae.experiments import sweeps as experiments
+from gsae.system.about import REPO
 
-PAPER = experiments.Run()
+PAPER = run_module.Run()
 COLUMNS = ("id", "json", "status", "arm", "lm", "site", "layer", "M", "tokens", "lr", "resample", "keep_pos0", "lam",
            "seed", "control",
            "increase", "s", "data_l0", "noise", "l0", "loss_recovered", "gamma", "seconds", "commit", "date",
@@ -52,7 +53,7 @@ def homes(scale: str) -> dict[str, str]:
 
 def experiment(row: pd.Series) -> str:
     """What `gsae run` calls a run or result: mostly the folder of its file, but sweeps change their runs."""
-    named = homes(row["scale"]).get(row["id"]) if row["scale"] in experiments.SCALES else None
+    named = homes(row["scale"]).get(row["id"]) if row["scale"] in run_module.SCALES else None
     if named:
         return named
     if isinstance(file := row.get("file"), str):
@@ -180,7 +181,7 @@ def claims(scale: str, prefix: str = "") -> dict[str, tuple[str, str]]:
 
 def sweep(name: str, scale: str) -> dict[tuple, pd.DataFrame]:
     """The runs of an experiment by language model, site and layer: where at least one is stored as its own."""
-    df = run_files.load(name, scale)
+    df = records.load(name, scale)
     own = [homes(scale)[run.id] == name for run in experiments.runs(name, scale)]
     return {
         where: rows

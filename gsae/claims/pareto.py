@@ -6,13 +6,12 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from gsae.evidence import metrics, run_files
+from gsae.evidence import frontiers, intervals
 from gsae.evidence.verdict import (
     LINE,
     NOT,
     NOT_RUN,
     NOT_TESTED,
-    PARTLY,
     REPRODUCED,
     Verdict,
     by_cell,
@@ -22,8 +21,8 @@ from gsae.evidence.verdict import (
     stated,
     unfinished,  # fmt: skip
 )
+from gsae.experiments import records
 
-HEALTHY_L0, HALF = 5.0, 0.5  # the least L0, and the largest share of dead latents, of a run whose gamma counts
 SITES = ("mlp_out", "attn_z", "resid_post")
 
 
@@ -43,11 +42,11 @@ def frontier(gated: pd.DataFrame, baseline: pd.DataFrame) -> Verdict:
     both = pd.concat([gated, baseline])
     if waiting := unfinished(both):
         return waiting
-    found = metrics.by_seed((gated, baseline), metrics.log_ratio)
+    found = intervals.by_seed((gated, baseline), frontiers.log_ratio)
     if not np.isfinite(found["estimate"]):
         return stated(NOT_TESTED, "no shared range of loss recovered", both)
-    loss = metrics.by_seed((baseline, gated), metrics.log_loss_ratio)
-    worst = metrics.by_seed((gated, baseline), partial(metrics.log_ratio, over_levels=np.max), draws=200)
+    loss = intervals.by_seed((baseline, gated), frontiers.log_loss_ratio)
+    worst = intervals.by_seed((gated, baseline), partial(frontiers.log_ratio, over_levels=np.max), draws=200)
     brief = f"L0 ratio {interval(found, exp=True)}"
     text = f"{brief}, at the least favourable of five levels {interval(worst, exp=True)}; the baseline's delta CE at "
     text += f"equal L0 {interval(loss, exp=True)} times the gated"
@@ -58,21 +57,14 @@ def neurons(scale: str) -> Verdict:
     """Fig. 5: by the loss recovered at equal L0. (It was judged by the ratio of L0, as Section 4.1 is, until the rule
     was compared with its specification.)
     """
-    gated, baseline = arms(run_files.load("seeds", scale))
+    gated, baseline = arms(records.load("seeds", scale))
     cell = frontier(gated, baseline)
     return cell if cell.verdict == NOT_RUN else recovered(cell, gated, baseline)
 
 
-def human_ratings(scale: str) -> Verdict:
-    """Section 4.3, from the ratings on record."""
-    from gsae.interpretability import published_study, score_tables
-
-    return published_study.judged(score_tables.folder(scale))
-
-
 def half_the_latents(scale: str) -> Verdict:
     """Section 4.1: the ratio of L0 on the runs of Fig. 5, with a note whether it is at most 0.6."""
-    found = frontier(*arms(run_files.load("seeds", scale)))
+    found = frontier(*arms(records.load("seeds", scale)))
     if not found.found:
         return found
     side = "at most" if np.exp(found.found["estimate"]) <= 0.6 else "above"
@@ -87,7 +79,7 @@ def sites(scale: str) -> Verdict:
     `not tested`: it does not count as better. (The first rule took the ratio of L0 there, too. It was changed when
     gated runs of two million tokens at layer 8 had lost less than nothing, before their baselines were read.)
     """
-    df = run_files.load("pareto", scale)
+    df = records.load("pareto", scale)
     deep = df[df["site"].isin(SITES)]
     groups = by_place(deep)
     cells, ahead = {name: frontier(*arms(of)) for name, of in groups.items()}, 0
@@ -123,57 +115,9 @@ def recovered(cell: Verdict, gated: pd.DataFrame, baseline: pd.DataFrame) -> Ver
     """A comparison of frontiers judged by the difference in loss recovered at equal L0, the ratio of L0 beside it;
     `not tested` where no range of L0 is shared.
     """
-    more = metrics.by_seed((gated, baseline), metrics.recovered)
+    more = intervals.by_seed((gated, baseline), frontiers.recovered)
     known = np.isfinite(more["estimate"])
     said = f"loss recovered {interval(more, 3)} higher at equal L0" if known else "no shared range of L0"
     found = cell.found | {"more": more["estimate"], "more_low": more["low"], "more_high": more["high"]}
     verdict = graded(*inside(more, 0, np.inf)) if known else NOT_TESTED
     return replace(cell, verdict=verdict, ours=f"{said}; {cell.ours}", brief=f"{said}; {cell.brief}", found=found)
-
-
-def healthy(df: pd.DataFrame) -> pd.DataFrame:
-    """Runs whose gamma has a meaning: L0 at least 5, at most half of the latents dead."""
-    return df[(df["l0"] >= HEALTHY_L0) & (df["dead_fraction"] <= HALF)]
-
-
-def gamma(df: pd.DataFrame) -> Verdict:
-    """Gated gamma .98 to 1.02 in healthy runs; baseline below 1, and falling from each lambda to the next."""
-    if waiting := unfinished(df):
-        return waiting
-    gated, baseline = arms(df)
-    gated = healthy(gated)
-    if not len(gated):
-        return stated(NOT_TESTED, "no healthy gated run", df)
-    near, below = metrics.intervals(gated, ["gamma"]), metrics.intervals(baseline, ["gamma"])
-    runs = [of.sort_values("lam")["gamma"] for _, of in baseline.groupby("seed")]
-    falling = all(of.diff().dropna().lt(0).all() for of in runs)
-    estimates = gated["gamma"].between(0.98, 1.02).all() and (baseline["gamma"] < 1).all() and falling
-    text = near["gamma_low"].ge(0.98).all() and near["gamma_high"].le(1.02).all() and below["gamma_high"].lt(1).all()
-    said = f"gated {gated['gamma'].min():.3f} to {gated['gamma'].max():.3f} in {len(gated)} healthy runs; baseline "
-    said += f"{baseline['gamma'].min():.3f} to {baseline['gamma'].max():.3f}, {'' if falling else 'not '}falling with "
-    said += f"lambda; at L0 {HEALTHY_L0:g} and more {healthy(baseline)['gamma'].min():.3f} to "
-    said += f"{healthy(baseline)['gamma'].max():.3f}" if len(healthy(baseline)) else "none"
-    return stated(graded(estimates, text, len(runs) > 1), said, df)
-
-
-def gamma_neurons(scale: str) -> Verdict:
-    """Fig. 6."""
-    return gamma(run_files.load("seeds", scale))
-
-
-def gamma_deep(scale: str) -> Verdict:
-    """Fig. 14, at every site of a deeper model there is."""
-    df = run_files.load("pareto", scale)
-    deep = df[df["site"].isin(SITES)]
-    if len(deep) and "file" in deep and deep["file"].astype(str).str.startswith("pilot/").all():
-        return Verdict(NOT_RUN, f"the pilot alone, on which no verdict rests: {gamma(deep).ours}")
-    cells = {name: gamma(of) for name, of in by_place(deep).items()}
-    found = list(cells.values())
-    if len(found) != 1:  # several sites: all have to hold
-        order = (NOT_RUN, NOT, NOT_TESTED, PARTLY, REPRODUCED)
-        worst = min((f.verdict for f in found), key=order.index, default=NOT_RUN)
-        passed = sum(f.verdict in (PARTLY, REPRODUCED) for f in found)
-        brief = f"so in {passed} of {len(found)} cells" if worst != NOT_RUN else "runs are missing"
-        text = by_cell(cells, deep)
-        return stated(worst, text, deep, brief) if len(deep) else Verdict(worst, text, brief)
-    return found[0]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import matplotlib
 
-from gsae import REPO
 from gsae.claims import claims
-from gsae.evidence import run_files
-from gsae.evidence.run_files import CHECKOUT
+from gsae.evidence.provenance import CHECKOUT
+from gsae.experiments import records
 from gsae.figures import base
+from gsae.system.about import REPO
 
 FIGURE = Path("book/pareto.svg")
 OWNER, NAME = REPO.split("/")[-2:]
@@ -28,7 +28,7 @@ def with_table(text: str, scale: str = "cpu") -> str:
 
 def write(root: Path = CHECKOUT, scale: str = "cpu") -> None:
     """Draw the headline figure and write the table, from the committed evidence of a scale."""
-    df = run_files.load("pareto", scale)
+    df = records.load("pareto", scale)
     drawn = base.pareto(df[df["site"] == "mlp_neurons"], "one-layer LM, MLP neurons")
     with matplotlib.rc_context({"svg.hashsalt": "gsae"}):  # the same evidence, the same bytes
         drawn.savefig(root / FIGURE, metadata={"Date": None})

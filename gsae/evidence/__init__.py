@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "run": ["Run", "grid"],
-        "run_files": ["EvidenceError", "done", "load"],
+        "provenance": ["EvidenceError"],
+        "run_files": ["done", "load"],
         "verdict": ["Verdict"],
     },
 )

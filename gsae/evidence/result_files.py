@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gsae.evidence import metrics, run_files
-from gsae.evidence.run_files import EvidenceError
-from gsae.experiments import sweeps
+from gsae.evidence import metrics, run, run_files
+from gsae.evidence.provenance import EvidenceError
 from gsae.system import files
 
 SCHEMA = 1
@@ -100,7 +99,7 @@ def write_result(
     Raises:
         EvidenceError: when the result is invalid, or comes from a changed tree at a scale other than smoke.
     """
-    at = sweeps.scale(scale)
+    at = run.scale(scale)
     record = {
         "schema": SCHEMA, "kind": KIND, "recipe": recipe(experiment),
         "id": result_id(experiment, settings, recipe(experiment)), "experiment": experiment, "scale": at,
@@ -142,7 +141,7 @@ def load(experiment: str, scale: str | None = None) -> pd.DataFrame:
 
     A value that bears a setting's name is an error of the writer and raises EvidenceError.
     """
-    at, rows = sweeps.scale(scale), []
+    at, rows = run.scale(scale), []
     names: list[str] = []
     for file in sorted((run_files.root(at) / experiment).glob("[!.]*.json")):
         if "run" in _parse(file):  # a run file in the same folder

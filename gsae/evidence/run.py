@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -146,3 +147,14 @@ def wider(run: Run) -> Run:
 def both(runs: Sequence[Run], share: float = 1.0) -> list[Run]:
     """Each run and its 1.5 times wider baseline, at `share` of its lambda."""
     return [*runs, *(replace(wider(run), lam=rounded(share * run.lam)) for run in runs)]
+
+
+SCALES = ("smoke", "cpu", "gpu", "paper")
+
+
+def scale(name: str | None = None) -> str:
+    """`name`, else GSAE_SCALE, else "smoke". Raises ValueError on a word that is no scale."""
+    name = name or os.environ.get("GSAE_SCALE") or "smoke"
+    if name not in SCALES:
+        raise ValueError(f"unknown scale {name!r}: GSAE_SCALE must be one of {', '.join(SCALES)}")
+    return name

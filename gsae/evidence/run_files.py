@@ -2,31 +2,22 @@
 
 import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from gsae.evidence import metrics
-from gsae.experiments import sweeps
+from gsae.evidence import run as run_module
+from gsae.evidence.provenance import CHECKOUT, EvidenceError
+from gsae.evidence.run import RECIPES, Run
 from gsae.system import files
-from gsae.system.wheels import cache_dir
+from gsae.system.files import cache_dir
 
 SCHEMA = 1
 FIELDS = ("schema", "recipe", "id", "experiment", "scale", "run", "metrics", "sums", "curve", "density", "provenance")
-CHECKOUT = Path(__file__).resolve().parents[2]
-
-
-class EvidenceError(RuntimeError):
-    """A run file that is damaged, edited, or may not be written."""
 
 
 def root(scale: str) -> Path:
@@ -56,7 +47,7 @@ def validate(record: dict) -> list[str]:
     if record["schema"] != SCHEMA:
         problems.append(f"has schema {record['schema']}, this version reads {SCHEMA}")
     try:
-        run = sweeps.Run.of(record["run"])
+        run = Run.of(record["run"])
         if (
             run.id_at(record["recipe"], record["provenance"].get("corpus"), record["provenance"].get("lm"))
             != record["id"]
@@ -74,65 +65,6 @@ def validate(record: dict) -> list[str]:
     if bad := [k for k, v in record["metrics"].items() if not np.isfinite(v)]:
         problems.append(f"{', '.join(bad)} not finite")
     return problems
-
-
-def git(*words: str) -> str:
-    """A git command's output in the checkout; empty outside one."""
-    try:
-        return subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
-
-
-def commit() -> str:
-    """The commit of the code that runs: the repository's, or the one that pip installed; empty where not known."""
-    if (CHECKOUT / "pyproject.toml").exists():
-        return git("rev-parse", "HEAD")
-    try:
-        origin = json.loads(distribution("gsae").read_text("direct_url.json") or "{}")
-    except PackageNotFoundError:
-        return ""
-    return origin.get("vcs_info", {}).get("commit_id", "")
-
-
-def dirty() -> bool:
-    """Whether the tree differs from its commit, evidence and the study's latents themselves aside."""
-    changed = (CHECKOUT / "pyproject.toml").exists() and git(
-        "status", "--porcelain", "--", ".", ":!book/evidence", ":!book/study"
-    )
-    return bool(changed) or not commit()
-
-
-def require_clean() -> None:
-    """Raise EvidenceError where results could not be traced to a commit."""
-    if dirty():
-        raise EvidenceError(
-            "the tree has uncommitted changes, so its results could not be traced to a commit: commit them, or run "
-            "from a clean `git worktree add ../sweep`; --force writes them marked as dirty"
-        )
-
-
-@cache
-def _start() -> tuple[str, bool]:
-    return commit(), dirty()
-
-
-def provenance(device: str, seconds: float, corpus: dict, lm: str) -> dict:
-    """Where a run came from: commit, versions, device, seconds, date, hashes of text and language model."""
-    names = ("torch", "transformers", "transformer-lens", "numpy")
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    at_commit, is_dirty = _start()
-    named = Path(sys.argv[0]).name in ("gsae", "__main__.py")
-    return {
-        "commit": at_commit, "dirty": is_dirty, "versions": versions, "device": device, "seconds": round(seconds, 1),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "corpus": corpus, "lm": lm,
-        "command": " ".join(["gsae", *sys.argv[1:]]) if named else "gsae.run",
-    }  # fmt: skip
 
 
 def write(record: dict, force: bool = False) -> Path:
@@ -166,20 +98,19 @@ def read(file: Path) -> dict:
     return record
 
 
-def load(runs: Iterable[sweeps.Run] | str, scale: str | None = None) -> pd.DataFrame:
+def load(runs: Iterable[Run], scale: str | None = None) -> pd.DataFrame:
     """One row a run: fields, metrics, `status` ("done", "old recipe", "missing") and the objects `sums, curve, density,
     provenance`. `top_share` is what the largest one in a thousand training activations hold of the squared norm.
-    `runs` are `Run`s or the name of an experiment.
     """
-    at = sweeps.scale(scale)
+    at = run_module.scale(scale)
     rows = []
-    for run in sweeps.runs(runs, at) if isinstance(runs, str) else runs:
+    for run in runs:
         row = {"id": run.id, **asdict(run), "scale": at, "status": "missing"}
-        recipes = range(sweeps.RECIPES[run.arch], 0, -1)
+        recipes = range(RECIPES[run.arch], 0, -1)
         found = next((f for recipe in recipes if (f := find(run.id_at(recipe), at))), None)
         if found:
             record = read(found)
-            current = record["recipe"] == sweeps.RECIPES[run.arch]
+            current = record["recipe"] == RECIPES[run.arch]
             row |= record["metrics"] | {"status": "done" if current else "old recipe", "id": record["id"]}
             row |= {k: record[k] for k in ("sums", "density", "provenance")}
             row["top_share"] = record.get("store", {}).get("top_share")

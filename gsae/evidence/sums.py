@@ -1,8 +1,5 @@
 """Streaming sums over the evaluation set, kept apart for 128 groups of text and divided once; the scale of a store."""
 
-import warnings
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -70,23 +67,3 @@ class Sums:
     def to_dict(self) -> dict[str, list[float]]:
         """The sums as plain lists of 128 numbers, to nine significant digits."""
         return {k: [float(f"{x:.9g}") for x in v.tolist()] for k, v in self.sums.items()}
-
-
-def measure(parts: Iterable[Tensor], site: str, layer: int) -> dict:
-    """`scale`, `mean` (a list) and `top_share` of rows that come in parts, as `Store` has them; warns of outliers."""
-    total, norms = 0, []
-    for part in parts:
-        part = part.float()
-        norms.append(part.square().sum(-1).cpu())
-        total = total + part.sum(0, dtype=torch.float64).cpu()
-    norms = torch.cat(norms)
-    rows, whole = len(norms), norms.sum(dtype=torch.float64)
-    share = float(norms.topk(max(1, rows // 1000)).values.sum(dtype=torch.float64) / whole)
-    scale = float((whole / rows).rsqrt())
-    if share > 0.05:
-        warnings.warn(
-            f"{site} of layer {layer}: 0.1 % of the tokens hold {share:.0%} of the squared norm; "
-            "scale, lambda, FVU and gamma will be about them. Leave out position 0, or look at these tokens",
-            stacklevel=4,
-        )
-    return {"scale": scale, "mean": (total / rows * scale).tolist(), "top_share": share}

@@ -119,3 +119,7 @@ def inside(found: Mapping, low: float | int, high: float | int) -> tuple[bool, .
 def together(parts: list[tuple[bool, ...]]) -> str:
     """The verdict of several conditions that all have to hold."""
     return graded(*(all(column) for column in zip(*parts, strict=True)))
+
+
+def above(found: dict, least: float | int) -> tuple[bool, ...]:
+    return inside(found, least, np.inf)

@@ -7,6 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "runner": ["run"],
         "site": ["Site"],
-        "sweeps": ["EXPERIMENTS", "runs"],
+        "sweeps": ["EXPERIMENTS", "runs", "scale"],
     },
 )

@@ -10,42 +10,16 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from gsae.experiments import cost
-from gsae.experiments.sweeps import Run
+from gsae.evidence.run import Run
+from gsae.experiments import cost, limits
+from gsae.experiments.cost import BASE, disk_bytes, stacks
 
-BASE = 1_500_000_000  # Python, torch and the libraries, in the host's memory
 SPEED = {"cpu": 1e11, "cuda": 1e13}  # operations a second where neither a run on record nor the GPU's name tells
 LATEST = 50  # run files that are read for the speed
 
 
 class TooLarge(RuntimeError):
     """A sweep that memory or disk cannot hold; the message says how much, and what to do."""
-
-
-def stacks(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in lambda alone."""
-    found: dict[tuple, list[Run]] = {}
-    for run in runs:
-        found.setdefault(run.stack, []).append(run)
-    return list(found.values())
-
-
-def disk_bytes(runs: Sequence[Run], cache: Path | None = None) -> dict[str, int]:
-    """Bytes on disk: stores of sites (a finished one in `cache` is not made again), the token ids of hub text, final
-    weights of every run, and the largest checkpoint twice, as the new one is written before the old one goes.
-    """
-    stores, text = {}, {}
-    for run in runs:
-        name = f"activations/{run.lm}/{run.site}-{run.layer}-{cost.store_rows(run)}-*/rows.bf16"
-        have = cache is not None and any(cache.glob(name))
-        stores[name] = 0 if cost.streams(run) or have else cost.store_rows(run) * cost.row_bytes(run)
-        text[run.lm, run.text, run.context] = cost.text_bytes(run)
-    return {
-        "stores": sum(stores.values()),
-        "text": sum(text.values()),
-        "weights": sum(4 * cost.parameters(r) for r in runs),
-        "checkpoints": 2 * max(len(s) * cost.held_bytes(s[0]) for s in stacks(runs)),
-    }
 
 
 @dataclass(frozen=True)
@@ -77,24 +51,24 @@ def estimate(
 
     Raises KeyError on a language model whose shape is not known.
     """
-    from gsae.experiments import plan  # which reads plans itself
+    from gsae.experiments import gpu_parts  # which reads plans itself
 
     host, on_gpu, work, sites = [], [0], 0, set()
     for stack in stacks(runs):
         run = stack[0]
-        cut = plan.parts(stack, plan.GPU(gpu_memory / 1e9, 1, 1), apart)
+        cut = gpu_parts.parts(stack, gpu_parts.GPU(gpu_memory / 1e9, 1, 1), apart)
         memory = [sum(part.memory.values()) for part in cut]
         if device == "cuda":
             on_gpu += memory
-            host.append(plan.host_bytes(cut))
+            host.append(gpu_parts.host_bytes(cut))
         else:
             host.append(sum(memory) + cost.held_out_bytes(run))
         work += sum(cost.train_flops(r) + cost.evaluation_flops(r) for r in stack)
         place = run.lm, run.site, run.layer, run.context, run.tokens
         if place not in sites:
             work += cost.site_flops(run)
-        if place not in sites or cost.streams(run):
-            work += cost.harvest_flops(run) * (len(cut) if cost.streams(run) else 1)
+        if place not in sites or limits.streams(run):
+            work += cost.harvest_flops(run) * (len(cut) if limits.streams(run) else 1)
         sites.add(place)
     return Estimate(BASE + max(host), max(on_gpu), sum(disk_bytes(runs, cache).values()), work / speed)
 
@@ -114,19 +88,21 @@ def measured(at: str, device: str = "cpu", card: str = "", products: str = "bflo
     multiply in the same dtype, else what `gsae plan` assumes of a GPU of this name, as its driver gives it.
     """
     from gsae.evidence import run_files
-    from gsae.experiments import plan
+    from gsae.experiments import gpu_parts
 
     rates = []
     files = sorted(run_files.root(at).glob("*/*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
     for record in map(run_files.read, islice((f for f in files if like(f.read_text(), device, products)), LATEST)):
         run, origin = Run.of(record["run"]), record["provenance"]
         timed = origin["seconds"] > 0  # a run of less than 0.05 s is recorded as 0.0
-        if origin["device"] == device and cost.known(run.lm) and timed:
+        if origin["device"] == device and limits.known(run.lm) and timed:
             rates.append((cost.train_flops(run) + cost.evaluation_flops(run)) / origin["seconds"])
     if rates:
         return statistics.median(rates), f"measured in {len(rates)} runs on record"
-    if named := plan.named(card):
-        return plan.GPUS[named].tflops * 1e12 * plan.UTILISATION, f"assumed of a {named.upper()}: no run is on record"
+    if named := gpu_parts.named(card):
+        return gpu_parts.GPUS[
+            named
+        ].tflops * 1e12 * gpu_parts.UTILISATION, f"assumed of a {named.upper()}: no run is on record"
     return SPEED[device], "assumed: no run of such a device is on record"
 
 
@@ -168,7 +144,7 @@ def check(
 
     Raises TooLarge where memory or disk cannot hold it, unless `force`.
     """
-    if unknown := sorted({r.lm for r in runs if not cost.known(r.lm)}):
+    if unknown := sorted({r.lm for r in runs if not limits.known(r.lm)}):
         line = f"no estimate: the shape of {', '.join(unknown)} is not in gsae.experiments.cost.SHAPES"
         print(line, file=sys.stderr)
         return line

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from gsae.evidence import result_files, run_files
-from gsae.experiments import sweeps
+from gsae.evidence import result_files
+from gsae.evidence import run as sweeps
+from gsae.experiments import records
 
 CONTROLS, ITO = "controls", "ito"  # the experiments' names
 RUNS = "seeds"  # the experiment whose runs are pruned and pursued, and on which the verdicts rest
@@ -65,7 +66,7 @@ def table(kind: str, experiment: str, scale: str | None = None) -> pd.DataFrame:
         what both have, as `l0` or `tokens`, is the result's, and the run's under the suffix `_run`. `run` is its id.
     """
     at = sweeps.scale(scale)
-    runs = run_files.load(experiment, at)
+    runs = records.load(experiment, at)
     rows = pd.DataFrame(of := wanted(kind, runs, experiment, at))
     rows["id"] = [result_files.result_id(kind, one, result_files.recipe(kind)) for one in of]
     found = result_files.load(kind, at)
@@ -78,3 +79,29 @@ def table(kind: str, experiment: str, scale: str | None = None) -> pd.DataFrame:
         if f"{column}_run" not in rows:
             rows = rows.rename(columns={column: f"{column}_run"}).assign(**{column: float("nan")})
     return rows
+
+
+EXPERIMENT = "known"
+
+
+FIXED = dict(n=32, features=48, tokens=300_000, batch=256, lr=5e-3)
+
+
+GRID: dict[str, dict] = {  # of each scale; `lam` are lambdas of each architecture, trained together
+    "smoke": FIXED | dict(l0=(2.0,), noise=(0.0,), seeds=1, lam=(0.5,), tokens=150_000),
+    "cpu": FIXED | dict(l0=(2.0, 4.0), noise=(0.0, 0.1, 0.3), seeds=3, lam=(0.3, 0.5, 0.8)),
+}
+
+
+def grid(scale: str | None = None) -> list[dict]:
+    """The settings of every result at a scale, plain values."""
+    of = GRID[sweeps.scale(scale)]
+    fixed = {k: of[k] for k in FIXED} | {"M": of["features"] * 3 // 2}
+    return [
+        {"arch": arch, "lam": lam, "data_l0": l0, "noise": noise, "seed": seed, **fixed}
+        for l0 in of["l0"]
+        for noise in of["noise"]
+        for seed in range(of["seeds"])
+        for arch in ("gated", "baseline")
+        for lam in of["lam"]
+    ]

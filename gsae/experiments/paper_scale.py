@@ -8,7 +8,8 @@ baselines had which of two learning rates (the lower is used throughout).
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from gsae.experiments import settings, sweeps
+from gsae.evidence.run import Run, grid, log_spaced, wider
+from gsae.experiments import settings
 
 BATCH = 4096
 RESAMPLE_STEPS = (25_000, 50_000, 75_000, 100_000)  # Bricken et al., whom the paper follows (D.1.1)
@@ -67,19 +68,19 @@ def table_lambda(lam: float, n: int, s: int | float) -> float:
     return lam * s / n
 
 
-def lambdas(run: "experiments.Run", n: int, norms: Mapping[tuple[str, str, int], float] = NORMS) -> list[float]:
+def lambdas(run: Run, n: int, norms: Mapping[tuple[str, str, int], float] = NORMS) -> list[float]:
     """The lambdas of a site: the converted range of the paper's tables where `norms` has the site, else `RANGE`."""
     low_high, s = TABLE.get((run.lm, run.site)), norms.get((run.lm, run.site, run.layer))
     if run.arch == "gated" and low_high and s:
-        return sweeps.log_spaced(convert(low_high[0], n, s), convert(low_high[1], n, s), LAMBDAS)
-    return sweeps.log_spaced(*RANGE, LAMBDAS)
+        return log_spaced(convert(low_high[0], n, s), convert(low_high[1], n, s), LAMBDAS)
+    return log_spaced(*RANGE, LAMBDAS)
 
 
-def sites() -> list["experiments.Run"]:
+def sites() -> list[Run]:
     """One gated run for each of the paper's 28 sites: 1 of GELU-1L, 15 of Pythia-2.8B, 12 of Gemma-7B."""
     found = []
     for lm, m in MODELS.items():
-        base = sweeps.Run(
+        base = Run(
             lm=lm, context=m.context, text=settings.TEXT, tokens=m.steps * BATCH, batch=BATCH, lr=GATED_LR,
             lam_warmup=0.0, lr_decay=0.0, resample=tuple(step / m.steps for step in RESAMPLE_STEPS),
             eval_tokens=2**20, ce_tokens=2**20,
@@ -90,12 +91,12 @@ def sites() -> list["experiments.Run"]:
     return found
 
 
-def runs(name: str = "pareto", norms: Mapping[tuple[str, str, int], float] = NORMS) -> list["experiments.Run"]:
+def runs(name: str = "pareto", norms: Mapping[tuple[str, str, int], float] = NORMS) -> list[Run]:
     """The runs of "pareto" (every site) or of "gelu-1l" (Figs 5, 6): gated, and the 1.5 times wider baseline.
 
     Raises KeyError on another name.
     """
-    from gsae.experiments.cost import shape
+    from gsae.experiments.limits import shape
 
     if name not in ("pareto", "gelu-1l"):
         raise KeyError(f"unknown sweep of the paper {name!r}: expected pareto or gelu-1l")
@@ -103,6 +104,6 @@ def runs(name: str = "pareto", norms: Mapping[tuple[str, str, int], float] = NOR
     for gated in sites():
         if name == "gelu-1l" and gated.lm != name:
             continue
-        for run in (gated, replace(sweeps.wider(gated), lr=MODELS[gated.lm].baseline_lr)):
-            found += sweeps.grid(run, lam=lambdas(run, shape(run.lm).n(run.site), norms))
+        for run in (gated, replace(wider(gated), lr=MODELS[gated.lm].baseline_lr)):
+            found += grid(run, lam=lambdas(run, shape(run.lm).n(run.site), norms))
     return found

@@ -11,17 +11,22 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 
 import pandas as pd
+from filelock import FileLock
+from tqdm import tqdm
 
-from gsae.evidence import metrics as stats
-from gsae.evidence import run_files
-from gsae.experiments import estimate, runner, sweeps
-from gsae.experiments.site import Site, machine
-from gsae.experiments.sweeps import Run
+from gsae.evidence import metrics, provenance, run_files
+from gsae.evidence import run as sweeps
+from gsae.evidence.run import Run
+from gsae.experiments import estimate, runner
+from gsae.experiments.site import Site
 from gsae.lm import models as language_models
 from gsae.lm import store
-from gsae.system.wheels import cache_dir
+from gsae.saes import files
+from gsae.system.devices import machine
+from gsae.system.files import cache_dir, lock
 from gsae.training.loop import fit
 from gsae.training.stack import Stack
 
@@ -118,7 +123,7 @@ def compare(record: dict, metrics: dict) -> pd.DataFrame:
     rows, commit = [], record["provenance"]["commit"][:7]
     for name, (share, amount) in TOLERANCES.items():
         old, new = (float(m.get(name, "nan")) for m in (record["metrics"], metrics))
-        a, b = stats.divide(1, [old, new]) if name == "gamma_centred" else (old, new)
+        a, b = metrics.divide(1, [old, new]) if name == "gamma_centred" else (old, new)
         allowed = share * abs(a) + amount
         rows.append((record["id"], commit, name, old, new, b - a, allowed, bool(abs(b - a) <= allowed)))
     return pd.DataFrame(rows, columns="run commit metric recorded again difference tolerance passed".split())
@@ -131,8 +136,8 @@ def audit(
     """Train runs on record again; yields the rows of `compare` of each. Raises what `records` and `gsae.run` raise."""
     found = records(scale, names, max_tokens, lm)
     chosen = choose(found, runs, seed)
-    dirty = ", with uncommitted changes" if run_files.dirty() else ""
-    print(f"seed {seed} picks {' '.join(chosen)}; the code now: commit {run_files.commit()[:7]}{dirty}", flush=True)
+    dirty = ", with uncommitted changes" if provenance.dirty() else ""
+    print(f"seed {seed} picks {' '.join(chosen)}; the code now: commit {provenance.commit()[:7]}{dirty}", flush=True)
     picked = [Run.of(found[i]["run"]) for i in chosen]
     estimate.check(picked, scale, cache_dir(), **machine())
     yield from (compare(found[run.id], metrics) for run, metrics in again(picked))
@@ -153,7 +158,58 @@ def main(args) -> int:
             shown = table.assign(passed=table["passed"].map({True: "pass", False: "FAIL"}))
             print(shown.rename(columns={"passed": ""}).to_string(index=False, float_format="%.6g"), flush=True)
     failed = table[~table["passed"]].groupby("run")["metric"].agg(", ".join)
-    for run, metrics in failed.items():
-        print(f"gsae: run {run} differs from its record by more than is allowed: {metrics}", file=sys.stderr)
+    for run, names in failed.items():
+        print(f"gsae: run {run} differs from its record by more than is allowed: {names}", file=sys.stderr)
     print(f"{len(parts) - len(failed)} of {len(parts)} runs agree with their records")
     return int(len(failed) > 0)
+
+
+# To the record, within the tolerances of an audit; cross-entropy would cost as much again.
+HELD = ("l0", "fvu", "gamma")
+
+
+def weightless(run: Run) -> bool:
+    """Whether this machine lacks a run's weights: they are not in git, its evidence is."""
+    return not files.weights(run.id).exists()
+
+
+def remake(runs: Sequence[Run], site: Site, at: str) -> list[Run]:
+    """Train the weightless of these runs again, runs of a stack together; no evidence is written.
+
+    Weights are kept, with a note of it in their `about["again"]`, only where L0, FVU and gamma agree with the record.
+
+    Returns:
+        The runs that did not agree, whose table is printed, and those that cannot be made again here.
+    """
+    failed = []
+    for of_stack in runner.groups(runs, lambda r: r.stack):
+        with FileLock(lock(f"again-{runner.kind(of_stack[0])}")):  # another process may be at it
+            lost = [run for run in of_stack if weightless(run)]
+            records = {run.id: run_files.read(run_files.find(run.id, at)) for run in lost}
+            for run in [run for run in lost if (why := obstacle(records[run.id]))]:
+                print(f"run {run.id} cannot be trained again here: {why}", file=sys.stderr)
+                failed.append(run)
+                lost.remove(run)
+            if lost:
+                failed += train(lost, site, records)
+    return failed
+
+
+def train(runs: list[Run], site: Site, records: dict[str, dict]) -> list[Run]:
+    plan, failed = runner.plan_of(runs, site), []
+    print(f"weights of {', '.join(run.id for run in runs)} are not here: trained again", file=sys.stderr)
+    path = runner.checkpoint_of(plan, runs[0])
+    path = path.with_name(f"again-{path.name}")  # a sweep would take it for a stack of its own
+    saes = fit(Stack(plan), site.batches(runs[0]), path)
+    for run, sae in zip(tqdm(runs, desc="compare", disable=None), saes, strict=True):
+        told = compare(records[run.id], metrics.ratios(site.reconstruct(sae).to_dict()))
+        told = told[told["metric"].isin(HELD)]
+        if told["passed"].all():
+            note = {"commit": provenance.commit(), "products": plan.dtype}
+            files.save(sae, files.weights(run.id), run=asdict(run), scale=site.store.scale, again=note)
+        else:
+            failed.append(run)
+            table = told.to_string(index=False)
+            print(f"run {run.id}, trained again, is not the one on record:\n{table}", file=sys.stderr)
+    path.unlink(missing_ok=True)
+    return failed

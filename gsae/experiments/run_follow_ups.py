@@ -12,16 +12,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsae.evidence import metrics as stats
-from gsae.evidence import result_files, run_files
+from gsae.evidence import provenance, result_files, run_files
+from gsae.evidence import run as run_module
 from gsae.evidence import sums as metrics
-from gsae.experiments import follow_ups, remake, runner, sweeps
+from gsae.experiments import follow_ups, records, retrain, runner, sweeps
 from gsae.experiments.estimate import check
 from gsae.experiments.follow_ups import CONTROLS, INCREASES, ITO, PURSUITS, plan, pursuit
-from gsae.experiments.runner import Site
-from gsae.experiments.site import machine
+from gsae.experiments.site import Site
 from gsae.lm import models as language_models
 from gsae.saes import SAE, files, gradient_pursuit
-from gsae.system.wheels import cache_dir
+from gsae.system.devices import machine
+from gsae.system.files import cache_dir
 from gsae.training.rescale_shift import Pruned, pruning_threshold, rescale_shift
 
 THRESHOLD_BATCHES = 4  # of the run's own training stream, that a pruning threshold is chosen on
@@ -90,7 +91,7 @@ def write(
     experiment: str, of: dict, values: dict, sums: dict, row, sae: SAE, seconds: float, at: str, force: bool
 ) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    origin = run_files.provenance(device, seconds, *sweeps.sources(row.lm, row.context))
+    origin = provenance.provenance(device, seconds, *run_module.sources(row.lm, row.context))
     origin |= {k: v for k, v in sae.about.items() if k == "again"}  # weights that were made a second time
     result_files.write_result(experiment, of, values, origin, at, sums, force)
 
@@ -120,7 +121,7 @@ def controls(
     Raises:
         FileNotFoundError: where a finished run has no kept weights.
     """
-    at = sweeps.scale(scale)
+    at = run_module.scale(scale)
     todo = [(row, of) for row in done(runs, site) for of in plan(row, increases, steps) if of["control"] in set(only)]
     todo = [(row, of) for row, of in todo if result_files.find(CONTROLS, of, at) is None]
     for row, of in tqdm(todo, desc=f"controls, {site.run.site} {site.run.layer}", disable=None):
@@ -151,7 +152,7 @@ def pursuits(
     Returns:
         The results on record at this scale; `s` is 0 for the run's own encoder on the same tokens.
     """
-    at = sweeps.scale(scale)
+    at = run_module.scale(scale)
     unseen = lambda row: follow_ups.missing(ITO, [pursuit(row.id, s, tokens) for s in (0, *sizes)], at)  # noqa: E731
     todo = [row for row in done(runs, site) if unseen(row)]
     if todo:
@@ -186,9 +187,9 @@ def run(
         EvidenceError: where results of a scale other than smoke could not be traced to a commit, or some runs could
             not be made again as they are on record; what the others lacked is then computed.
     """
-    at = sweeps.scale(scale)
+    at = run_module.scale(scale)
     experiment = experiment or {CONTROLS: "same_width", ITO: follow_ups.RUNS}[kind]
-    runs = run_files.load(experiment, at)
+    runs = records.load(experiment, at)
     of = follow_ups.wanted(kind, runs, experiment, at)
     left = {one["run"] for one in follow_ups.missing(kind, of, at)}
     todo = run_files.done(runs)
@@ -199,15 +200,15 @@ def run(
     )
     if len(todo) and os.environ.get("GSAE_TRAIN") != "never":
         if at != "smoke" and not force:
-            run_files.require_clean()
+            provenance.require_clean()
         made = dict(zip(runs["id"], sweeps.runs(experiment, at), strict=True))
         known = {name: run for name in todo["id"] if (run := made[name]).id == name}  # not of an older recipe
-        if lost := list(filter(remake.weightless, known.values())):
+        if lost := list(filter(retrain.weightless, known.values())):
             check(lost, at, cache_dir(), force=force, **machine())
         failed: set[str] = set()
         for site, here in sites({name: made[name] for name in todo["id"]}):
             for stack in runner.groups(here, lambda name: made[name].stack):  # each as soon as its weights are there
-                failed |= {run.id for run in remake.remake([known[name] for name in stack if name in known], site, at)}
+                failed |= {run.id for run in retrain.remake([known[name] for name in stack if name in known], site, at)}
                 table = todo[todo["id"].isin(set(stack) - failed)]
                 if kind == ITO:
                     pursuits(table, site, at, tokens=of[0]["tokens"], force=force)
@@ -215,14 +216,14 @@ def run(
                     steps = follow_ups.STEPS.get(at, 500)
                     controls(table, site, at, steps=steps, only=follow_ups.KINDS[experiment], force=force)
         if failed:
-            raise run_files.EvidenceError(
+            raise provenance.EvidenceError(
                 f"{', '.join(sorted(failed))}: no weights that agree with the record could be made here, see above; "
                 "what these runs lack stays missing, all else is computed"
             )
     return follow_ups.table(kind, experiment, at)
 
 
-def sites(made: dict[str, sweeps.Run]) -> Iterator[tuple[Site, list[str]]]:
+def sites(made: dict[str, run_module.Run]) -> Iterator[tuple[Site, list[str]]]:
     """Each site of runs, given by their ids on record, with the ids that are of it; a language model is loaded once."""
     for of_model in runner.groups(made.values(), lambda r: r.lm):
         model = language_models.load(of_model[0].lm)

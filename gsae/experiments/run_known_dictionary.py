@@ -16,18 +16,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from tqdm import tqdm
 
-from gsae.evidence import result_files, run_files
-from gsae.experiments import sweeps
+from gsae.evidence import provenance, result_files
+from gsae.evidence import run as sweeps
+from gsae.experiments.follow_ups import EXPERIMENT, GRID, grid
 from gsae.saes import SAE
 from gsae.saes.toy import SparseData
 from gsae.training import loop
 
-EXPERIMENT = "known"
-FIXED = dict(n=32, features=48, tokens=300_000, batch=256, lr=5e-3)
-GRID: dict[str, dict] = {  # of each scale; `lam` are lambdas of each architecture, trained together
-    "smoke": FIXED | dict(l0=(2.0,), noise=(0.0,), seeds=1, lam=(0.5,), tokens=150_000),
-    "cpu": FIXED | dict(l0=(2.0, 4.0), noise=(0.0, 0.1, 0.3), seeds=3, lam=(0.3, 0.5, 0.8)),
-}
 GRID |= {"gpu": GRID["cpu"], "paper": GRID["cpu"]}
 HELD_OUT = 20_000
 FOUND = 0.9  # a true direction is found where its latent's cosine is above this
@@ -84,20 +79,6 @@ def recovery(
     return {k: v for k, v in out.items() if v is not None}
 
 
-def grid(scale: str | None = None) -> list[dict]:
-    """The settings of every result at a scale, plain values."""
-    of = GRID[sweeps.scale(scale)]
-    fixed = {k: of[k] for k in FIXED} | {"M": of["features"] * 3 // 2}
-    return [
-        {"arch": arch, "lam": lam, "data_l0": l0, "noise": noise, "seed": seed, **fixed}
-        for l0 in of["l0"]
-        for noise in of["noise"]
-        for seed in range(of["seeds"])
-        for arch in ("gated", "baseline")
-        for lam in of["lam"]
-    ]
-
-
 def compute(cell: list[Mapping]) -> list[dict[str, float]]:
     """Train the SAEs of one cell, which differ in lambda alone, on one sample, and measure each on a held-out one.
 
@@ -132,7 +113,7 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
     )
     if missing and os.environ.get("GSAE_TRAIN") != "never":
         if at != "smoke" and not force:
-            run_files.require_clean()
+            provenance.require_clean()
         cells: dict[tuple, list[dict]] = {}
         for of in missing:
             cells.setdefault(tuple(v for k, v in of.items() if k != "lam"), []).append(of)
@@ -142,6 +123,6 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
             seconds, device = (time.monotonic() - began) / len(cell), "cuda" if torch.cuda.is_available() else "cpu"
             for of, found in zip(cell, values, strict=True):
                 result_files.write_result(
-                    EXPERIMENT, of, found, run_files.provenance(device, seconds, {}, ""), at, force=force
+                    EXPERIMENT, of, found, provenance.provenance(device, seconds, {}, ""), at, force=force
                 )
     return result_files.load(EXPERIMENT, at).assign(scale=at)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,19 +14,20 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from gsae.evidence import run_files
-from gsae.experiments import cost, estimate, sweeps
-from gsae.experiments.site import SEED_ORDER, Site, lock, machine
-from gsae.experiments.sweeps import Run
+from gsae.evidence import provenance, run_files
+from gsae.evidence import run as run_module
+from gsae.evidence.run import Run
+from gsae.experiments import estimate, limits, sweeps
+from gsae.experiments.site import Site
 from gsae.lm import models as language_models
 from gsae.saes import files
-from gsae.system import distributed
+from gsae.system import distributed, tensors
+from gsae.system.devices import machine, product_dtype
 from gsae.system.distributed import ALONE, Alone
-from gsae.system.wheels import cache_dir
-from gsae.training.loop import Plan, Stack, fit
-from gsae.training.stack import product_dtype
-
-__all__ = ["SEED_ORDER", "Site", "lock", "run", "train_missing", "train_stack"]
+from gsae.system.files import cache_dir, lock
+from gsae.training.loop import fit
+from gsae.training.schedule import Plan
+from gsae.training.stack import Stack
 
 
 def plan_of(runs: list[Run], site: Site) -> Plan:
@@ -61,10 +62,10 @@ def compositions(left: list[Run], site: Site, at: str, ranks: Alone = ALONE) -> 
     stacks, rest, saved = [], list(left), []
     pattern = checkpoint_of(plan_of(left, site), left[0]).name.split("-")[0]
     for path in sorted((cache_dir() / "checkpoints").glob(f"{pattern}-*.safetensors")):
-        state = files.state(path)
+        state = tensors.state(path)
         runs = [replace(left[0], lam=lam) for lam in state.get("lams", ())]
         if not runs or checkpoint_of(plan_of(runs, site), runs[0]) != path:
-            raise files.CheckpointError(
+            raise tensors.CheckpointError(
                 f"{path} is damaged: its name is not that of the runs it lists. Delete the file; it will be made again"
             )
         saved.append((-state.get("step", 0), path, runs))
@@ -96,22 +97,22 @@ def train_stack(runs: list[Run], site: Site, home: str, at: str, force: bool = F
         if k % ranks.world != ranks.rank or run_files.find(one.id, at):
             continue
         began = time.monotonic()
-        files.save(sae, files.weights(one.id), run=sweeps.asdict(one), scale=site.store.scale)
+        files.save(sae, files.weights(one.id), run=asdict(one), scale=site.store.scale)
         values, sums, density = site.evaluate(sae)
-        corpus_hash, lm_hash = sweeps.sources(one.lm, one.context)
+        corpus_hash, lm_hash = run_module.sources(one.lm, one.context)
         record = {
             "schema": 1,
-            "recipe": sweeps.RECIPES[one.arch],
+            "recipe": run_module.RECIPES[one.arch],
             "id": one.id,
             "experiment": sweeps.home(one, at, home),
             "scale": at,
-            "run": sweeps.asdict(one),
+            "run": asdict(one),
             "metrics": values,
             "sums": sums,
             "curve": {"columns": list(stack.columns), "rows": [row[k] for row in stack.curve]},
             "density": density,
             "store": {"scale": site.store.scale, "top_share": site.store.top_share, "rows": site.store.rows},
-            "provenance": run_files.provenance(plan.device, seconds + time.monotonic() - began, corpus_hash, lm_hash)
+            "provenance": provenance.provenance(plan.device, seconds + time.monotonic() - began, corpus_hash, lm_hash)
             | {"lm_commit": site.model.commit, "lm_dtype": str(site.model.dtype)[6:], "products": plan.dtype}
             | ({"ranks": ranks.world} if ranks.world > 1 else {}),
         }
@@ -155,7 +156,7 @@ def run(
             full disk.
         gsae.training.loop.Diverged: on a NaN or an infinity; runs finished before it are kept.
     """
-    at = sweeps.scale(scale)
+    at = run_module.scale(scale)
     runs = (sweeps.runs(name, at) if isinstance(name, str) else list(name))[only or slice(None)]
     ranks = distributed.start()
     is_missing = ranks.agree([run_files.find(r.id, at) is None for r in runs])
@@ -172,7 +173,7 @@ def run(
         )
     if missing and not never:
         if at != "smoke" and not force:
-            run_files.require_clean()
+            provenance.require_clean()
         if ranks.first:
             estimate.check(missing, at, cache_dir(), force=force, **machine())
         train_missing(missing, at, force, ranks, home)
@@ -206,7 +207,7 @@ def train_missing(missing: list[Run], at: str, force: bool, ranks: Alone = ALONE
 
 def harvest(sites: list[Site], ranks: Alone) -> None:
     """Give sites of one text their stores, where they read from stores and have none yet."""
-    if not cost.streams(sites[0].run) and any("store" not in site.__dict__ for site in sites):
+    if not limits.streams(sites[0].run) and any("store" not in site.__dict__ for site in sites):
         for site, store in zip(sites, Site.harvest(sites, ranks), strict=True):
             site.store = store
 

@@ -2,8 +2,6 @@
 
 from gsae.evidence.run import log_spaced
 
-SCALES = ("smoke", "cpu", "gpu", "paper")
-
 # Text of the scales gpu and paper; the paper names none: web text and code, close to all three models' own.
 TEXT = "monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119"
 # Settings of each scale. At cpu the tokens are those of first passes and of the study; `LONG` replaces

@@ -5,14 +5,14 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-from huggingface_hub import HfApi, ModelCardData, snapshot_download
+from huggingface_hub import HfApi, ModelCardData
 
-from gsae import PAPER, REPO, __version__
-from gsae.evidence import metrics as stats
-from gsae.evidence import run_files
-from gsae.experiments.sweeps import SCALES
+from gsae.evidence import intervals, run_files
+from gsae.evidence.run import SCALES
 from gsae.saes import files as sae_files
-from gsae.system import hub_access
+from gsae.saes.files import HubError
+from gsae.system import hub_access, tensors
+from gsae.system.about import PAPER, REPO, __version__
 
 SOURCES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what is packaged here and on the hub as well
 METRICS = {
@@ -26,10 +26,6 @@ METRICS = {
 }
 
 
-class HubError(RuntimeError):
-    """A repository cannot be read or written; the message says why and what to do."""
-
-
 def record(run_id: str) -> dict:
     """The evidence of a run, at the largest scale that has it. Raises HubError where there is none."""
     found = (run_files.find(run_id, scale) for scale in reversed(SCALES))
@@ -40,15 +36,15 @@ def record(run_id: str) -> dict:
 
 def card(record: dict, repo: str, licence: str = "mit") -> str:
     """The README.md of a repository, from a run's evidence: numbers with intervals, training, licence, how to load."""
-    from gsae.lm import models  # slow to load
+    from gsae.lm import names  # slow to load
 
     run, where, metrics = record["run"], record["provenance"], record["metrics"]
     name = hub_access.split(run["lm"])[0]
-    base = SOURCES.get(name) or (models.NAMES[name].source if name in models.NAMES else name)
+    base = SOURCES.get(name) or (names.NAMES[name].source if name in names.NAMES else name)
     tags = ["sparse-autoencoder", f"{run['arch']}-sae", PAPER.lower().removesuffix("v2")]
     texts = None if run["text"] == "packaged" else [hub_access.split(run["text"])[0].split(":")[0]]
     data = ModelCardData(license=licence, library_name="gsae", tags=tags, base_model=base or None, datasets=texts)
-    bounds = stats.intervals(pd.DataFrame({"sums": [record["sums"]]}), list(METRICS)).iloc[0]
+    bounds = intervals.intervals(pd.DataFrame({"sums": [record["sums"]]}), list(METRICS)).iloc[0]
     rows = []
     for key, label in METRICS.items():
         if key in metrics:
@@ -115,7 +111,7 @@ def build(run_id: str, folder: str | Path, repo: str, licence: str = "mit") -> P
     sae = sae_files.load(sae_files.weights(run_id))
     folder.mkdir(parents=True, exist_ok=True)
     path = sae_files.save(sae, folder / sae_files.HUB_FILE, **sae.about)
-    state = sae_files.read(path)[1]
+    state = tensors.read(path)[1]
     (folder / "config.json").write_text(json.dumps({"gsae": __version__, **state}, indent=1) + "\n")
     (folder / "evidence.json").write_text(json.dumps(about) + "\n")
     (folder / "README.md").write_text(card(about, repo, licence))
@@ -138,23 +134,3 @@ def push(run_id: str, repo: str, *, private: bool = False, licence: str = "mit")
         except Exception as error:
             raise HubError(f"cannot push to {repo}: {hub_access.why(error, repo)}") from error
     return str(done)
-
-
-def pull(repo: str) -> Path:
-    """The folder of `owner/name`, or `owner/name@revision`, in the hub's cache; downloaded if it is not there.
-
-    Raises:
-        HubError: when it cannot be had, or holds no SAE of this package.
-    """
-    name, revision = hub_access.split(repo)
-    try:
-        files = [sae_files.HUB_FILE, "*.json", "README.md"]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except Exception as error:
-        raise HubError(f"cannot pull {repo}: {hub_access.why(error, name)}") from error
-    if not (folder / sae_files.HUB_FILE).exists():
-        raise HubError(
-            f"{repo} holds no {sae_files.HUB_FILE}: it was not pushed by gsae. For an SAE of SAELens or "
-            "dictionary_learning, `hf download` it and use `gsae import`"
-        )
-    return folder

@@ -1,9 +1,7 @@
 """One hooked place of a language model: its training store, and the evaluation that all its runs share."""
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from filelock import FileLock
@@ -12,15 +10,15 @@ from tqdm import tqdm
 
 from gsae.evidence import metrics as stats
 from gsae.evidence import sums as metrics
-from gsae.experiments import cost, plan
-from gsae.experiments.sweeps import Run
+from gsae.evidence.run import Run
+from gsae.experiments import gpu_parts, limits
 from gsae.lm import buffer, corpus
 from gsae.lm import models as language_models
 from gsae.lm import store as activations
 from gsae.system import distributed
+from gsae.system.devices import gpu_memory
 from gsae.system.distributed import ALONE, Alone
-from gsae.system.wheels import cache_dir
-from gsae.training.stack import product_dtype
+from gsae.system.files import cache_dir, lock
 
 ROWS = {"cpu": 512, "cuda": 4096}  # tokens encoded at once: on a CPU their codes stay in its cache, twice as fast
 SEED_ORDER = 0  # of the store's permutation: a store is shared by runs of every seed
@@ -52,24 +50,26 @@ class Site:
         return data.select(range(count))
 
     @cached_property
-    def store(self) -> "activations.Store | streaming.Buffer":
-        return self.stream() if cost.streams(self.run) else self.harvest([self])[0]
+    def store(self) -> "activations.Store | buffer.Buffer":
+        return self.stream() if limits.streams(self.run) else self.harvest([self])[0]
 
-    def stream(self) -> "streaming.Buffer":
+    def stream(self) -> "buffer.Buffer":
         run = self.run
-        blocks = self.blocks("train", cost.store_rows(run) // (run.context - (not run.keep_pos0)))
-        source = buffer.Source(self.model, blocks, *self.key, keep_pos0=run.keep_pos0)
-        return buffer.Buffer(source, rows=cost.BUFFER, device=self.model.device)
+        blocks = self.blocks("train", limits.store_rows(run) // (run.context - (not run.keep_pos0)))
+        source = buffer.Source(
+            self.model, blocks, *self.key, batch=limits.blocks_per_pass(run.context), keep_pos0=run.keep_pos0
+        )
+        return buffer.Buffer(source, rows=limits.BUFFER, device=self.model.device)
 
-    def parts(self, runs: list[Run]) -> list["gpus.Part"]:
+    def parts(self, runs: list[Run]) -> list["gpu_parts.Part"]:
         """Runs of one stack, cut into what the GPU holds at once, as `gsae plan` cuts them; a single part without a
         GPU, or where the language model's shape is not known.
         """
         memory, device = gpu_memory(), self.model.device
-        if not (memory and cost.known(self.run.lm)):
-            return [plan.Part(tuple(runs), {"buffer": 0}, {}, "", 0)]
+        if not (memory and limits.known(self.run.lm)):
+            return [gpu_parts.Part(tuple(runs), {"buffer": 0}, {}, "", 0)]
         apart = device.type != "cuda" or device.index != torch.cuda.current_device()
-        return plan.parts(runs, plan.GPU(memory / 1e9, 1, 1), apart)
+        return gpu_parts.parts(runs, gpu_parts.GPU(memory / 1e9, 1, 1), apart)
 
     def make_room(self, runs: list[Run]) -> None:
         """Keep the buffer in the host's memory while it does not fit beside these runs."""
@@ -88,7 +88,7 @@ class Site:
         folder = cache_dir() / "activations" / run.lm
         keys = [site.key for site in sites]
         options = {"name_hash": name, "seed": SEED_ORDER, "keep_pos0": run.keep_pos0, "ranks": ranks}
-        options["batch"] = cost.blocks_per_pass(run.context)
+        options["batch"] = limits.blocks_per_pass(run.context)
         with distributed.only(ranks, FileLock(lock(f"harvest-{run.lm}-{name}"))):
             stores = activations.harvest(model, data, keys, count * per_block, folder, **options)
         return [stores[key] for key in keys]
@@ -102,7 +102,7 @@ class Site:
         per_block = self.run.context - (not self.run.keep_pos0)
         tokens = self.tokens(-(-self.run.eval_tokens // per_block))
         kept, start = None, 0
-        few = cost.blocks_per_pass(self.run.context)
+        few = limits.blocks_per_pass(self.run.context)
         for part in tqdm(tokens.split(few), desc=f"evaluation text, {self.run.site} {self.run.layer}", disable=None):
             x = self.model.activations(part, [self.key])[self.key][:, 0 if self.run.keep_pos0 else 1 :]
             if not x.isfinite().all():
@@ -123,8 +123,8 @@ class Site:
     @cached_property
     def splices(self) -> "Splices | list":
         tokens = self.tokens(-(-self.run.ce_tokens // self.run.context))
-        found = Splices(self, tokens.split(cost.blocks_per_pass(self.run.context)))
-        return list(found) if cost.keeps_splices(self.run) else found
+        found = Splices(self, tokens.split(limits.blocks_per_pass(self.run.context)))
+        return list(found) if limits.keeps_splices(self.run) else found
 
     @cached_property
     def references(self) -> dict[str, list[Tensor]]:
@@ -135,7 +135,7 @@ class Site:
         return dict(zip(("clean", "zero", "mean"), map(list, zip(*rows, strict=True)), strict=True))
 
     def rows_at_once(self, sae: torch.nn.Module) -> int:
-        return cost.rows_at_once(getattr(sae, "sae", sae).M, ROWS.get(sae.b_dec.device.type, 4096))
+        return limits.rows_at_once(getattr(sae, "sae", sae).M, ROWS.get(sae.b_dec.device.type, 4096))
 
     @torch.no_grad()
     def reconstruct(self, sae: torch.nn.Module) -> metrics.Sums:
@@ -177,26 +177,3 @@ class Splices:
 
     def __iter__(self):
         return (self.site.model.splice(p, *self.site.key, keep_pos0=self.site.run.keep_pos0) for p in self.parts)
-
-
-def gpu_memory() -> int:
-    """Bytes of this process's GPU, in all: unlike those that are free, the same at every start. 0 without one."""
-    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
-
-
-def machine() -> dict:
-    """What `plan.check` is told of the device that trains: its kind, the dtype of its products and, of a GPU, bytes
-    free and in all, its name, and whether the language model goes elsewhere.
-    """
-    if not torch.cuda.is_available():
-        return {"device": "cpu", "products": product_dtype("cpu")}
-    free, total = torch.cuda.mem_get_info()
-    apart = os.environ.get("GSAE_LM_DEVICE") not in (None, "", "cuda", f"cuda:{torch.cuda.current_device()}")
-    return {"device": "cuda", "gpu_free": free, "gpu_memory": total, "card": torch.cuda.get_device_name(),
-            "apart": apart, "products": product_dtype("cuda")}  # fmt: skip
-
-
-def lock(name: str) -> Path:
-    folder = cache_dir() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}.lock"

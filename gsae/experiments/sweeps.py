@@ -1,10 +1,16 @@
 """Every experiment as data: scales, settings, and the runs of each sweep. Standard library only."""
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
-from gsae.evidence.run import RECIPES, SITES, Run, both, grid, log_spaced, manifest, rounded, sources, wider
+from gsae.evidence.run import (
+    Run,
+    both,
+    grid,
+    rounded,
+    scale,
+    wider,
+)
 from gsae.experiments import smollm2_sites
 from gsae.experiments.settings import (
     BASELINE_SHARE,
@@ -16,24 +22,10 @@ from gsae.experiments.settings import (
     MINI,
     PILOT_LAMBDAS,
     POSITION0,
-    SCALES,
     SEEDS,
     SETTINGS,
-    SMOKE_LAMBDAS,  # fmt: skip
+    SMOKE_LAMBDAS,
 )
-
-__all__ = [
-    "EXPERIMENTS", "RECIPES", "SCALES", "SITES", "Run", "asdict", "grid", "log_spaced", "manifest", "rounded", "runs",
-    "scale", "sources",
-]  # fmt: skip
-
-
-def scale(name: str | None = None) -> str:
-    """`name`, else GSAE_SCALE, else "smoke". Raises ValueError on a word that is no scale."""
-    name = name or os.environ.get("GSAE_SCALE") or "smoke"
-    if name not in SCALES:
-        raise ValueError(f"unknown scale {name!r}: GSAE_SCALE must be one of {', '.join(SCALES)}")
-    return name
 
 
 def base(scale: str) -> Run:

@@ -6,42 +6,18 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from gsae.evidence import metrics, run_files
+from gsae.evidence import frontiers as front
+from gsae.evidence import intervals, run, run_files
+from gsae.evidence.arms import BOTH, GATED, PRUNED, RESCALED, SAME, UNREVIVED, WIDE, named
 from gsae.evidence.verdict import count, interval
-from gsae.experiments import follow_ups, sweeps
+from gsae.experiments import follow_ups, records
 
-GATED, WIDE, SAME = "gated", "baseline, 1.5x as wide", "baseline, same width"
-UNREVIVED = ", no resampling"  # behind the name of a series
-RESCALED, PRUNED, BOTH = "rescale & shift", "pruned", "pruned, rescale & shift"
-ARMS = {  # Fig. 8, then ours: the switch that makes each arm
-    "unfrozen decoder": ("freeze", "none"),
-    "no r_mag": ("tie", "shared"),
-    "untied encoders": ("tie", "none"),
-    "no auxiliary term": ("auxiliary", False),
-    "no step function": ("step", False),
-    "auxiliary b_dec live": ("freeze", "W_dec"),
-    "centring detached": ("centre_grad", False),
-    "penalty on magnitudes": ("magnitude_l1", True),
-}
 PLACE = ["lm", "site", "layer", "tokens"]
-PAPER_ARMS = ("unfrozen decoder", "no r_mag", "untied encoders")
-
-
-def arm(row) -> str:
-    """The series of a run: baseline, gated, or the ablation arm that its switches make."""
-    if row.arch == "baseline":
-        return WIDE
-    return next((name for name, (switch, value) in ARMS.items() if getattr(row, switch) == value), GATED)
-
-
-def named(df: pd.DataFrame) -> pd.DataFrame:
-    """A table of runs with the column `series`."""
-    return df.assign(series=[arm(row) for row in df.itertuples()])
 
 
 def ablations(scale: str | None = None) -> pd.DataFrame:
     """The runs of Fig. 8 and the further arms."""
-    return named(run_files.load("ablations", scale))
+    return named(records.load("ablations", scale))
 
 
 def control(row) -> str:
@@ -63,16 +39,16 @@ def controls(experiment: str, scale: str | None = None) -> pd.DataFrame:
 
 def repaired(scale: str | None = None) -> pd.DataFrame:
     """Fig. 9: baselines of the gated width, the same repaired, and the Gated SAE of the same seeds."""
-    at = sweeps.scale(scale)
-    gated, same = named(run_files.load(follow_ups.RUNS, at)), run_files.load("same_width", at).assign(series=SAME)
+    at = run.scale(scale)
+    gated, same = named(records.load(follow_ups.RUNS, at)), records.load("same_width", at).assign(series=SAME)
     gated = gated[(gated["series"] == GATED) & gated["seed"].isin(same["seed"])]
     return pd.concat([same, controls("same_width", at), gated], ignore_index=True)
 
 
 def pruned(scale: str | None = None) -> pd.DataFrame:
     """Gated and 1.5 times wider baseline runs, as trained and with small activations pruned."""
-    at = sweeps.scale(scale)
-    return pd.concat([named(run_files.load(follow_ups.RUNS, at)), controls(follow_ups.RUNS, at)], ignore_index=True)
+    at = run.scale(scale)
+    return pd.concat([named(records.load(follow_ups.RUNS, at)), controls(follow_ups.RUNS, at)], ignore_index=True)
 
 
 def pursuits(scale: str | None = None, experiment: str = follow_ups.RUNS) -> pd.DataFrame:
@@ -86,15 +62,15 @@ def pursuits(scale: str | None = None, experiment: str = follow_ups.RUNS) -> pd.
 
 def resampled(scale: str | None = None) -> pd.DataFrame:
     """Runs without resampling beside the same with it, whose columns have the suffix `_with` (Appendix D)."""
-    at = sweeps.scale(scale)
-    usual = pd.concat([run_files.load(name, at) for name in ("seeds", "sites", "first_pass")]).drop_duplicates("id")
+    at = run.scale(scale)
+    usual = pd.concat([records.load(name, at) for name in ("seeds", "sites", "first_pass")]).drop_duplicates("id")
     keys = [*PLACE, "arch", "lam", "seed"]
-    return run_files.load("resampling", at).merge(usual, "left", on=keys, suffixes=("", "_with"))
+    return records.load("resampling", at).merge(usual, "left", on=keys, suffixes=("", "_with"))
 
 
 def streams(scale: str | None = None) -> pd.DataFrame:
     """The residual streams of `sites`, first seed, with resampling and without (D8), with the column `series`."""
-    usual, without = (named(run_files.load(name, sweeps.scale(scale))) for name in ("sites", "resampling"))
+    usual, without = (named(records.load(name, run.scale(scale))) for name in ("sites", "resampling"))
     usual = usual[(usual["site"] == "resid_post") & (usual["seed"] == 0)]
     without = without[(without["site"] == "resid_post") & without["tokens"].isin(usual["tokens"])]
     return pd.concat([usual, without.assign(series=without["series"] + UNREVIVED)], ignore_index=True)
@@ -105,7 +81,7 @@ def frontiers(df: pd.DataFrame) -> pd.DataFrame:
     recovered and at equal FVU, the baseline's delta CE over the gated's and the difference in loss recovered at equal
     L0, each with its interval over text and, where there are several, over seeds. `df` has the column `series`.
     """
-    by_error = partial(metrics.log_ratio, lost=metrics.unexplained)
+    by_error = partial(front.log_ratio, lost=front.unexplained)
     rows = {}
     for place, of in run_files.done(df).groupby(PLACE):
         gated = of[of["series"] == GATED]
@@ -113,10 +89,10 @@ def frontiers(df: pd.DataFrame) -> pd.DataFrame:
             baseline = of[of["series"] == name]
             if len(gated) and len(baseline):
                 rows[*place, name] = {
-                    "L0 ratio": interval(metrics.by_seed((gated, baseline), metrics.log_ratio), exp=True),
-                    "L0 ratio, equal FVU": interval(metrics.by_seed((gated, baseline), by_error), exp=True),
-                    "delta CE ratio": interval(metrics.by_seed((baseline, gated), metrics.log_loss_ratio), exp=True),
-                    "more recovered": interval(metrics.by_seed((gated, baseline), metrics.recovered), 3),
+                    "L0 ratio": interval(intervals.by_seed((gated, baseline), front.log_ratio), exp=True),
+                    "L0 ratio, equal FVU": interval(intervals.by_seed((gated, baseline), by_error), exp=True),
+                    "delta CE ratio": interval(intervals.by_seed((baseline, gated), front.log_loss_ratio), exp=True),
+                    "more recovered": interval(intervals.by_seed((gated, baseline), front.recovered), 3),
                 }
     return pd.DataFrame(rows).T.rename_axis([*PLACE, "against"] if rows else None)
 
@@ -131,7 +107,7 @@ def by_tokens(df: pd.DataFrame) -> pd.DataFrame:
         pairs = {t: [found[t, GATED], found[t, WIDE]] for t, name in found if name == GATED and (t, WIDE) in found}
         for tokens, pair in pairs.items() if len(pairs) > 1 else ():
             others = [arm for t, arms in pairs.items() if t != tokens for arm in arms]
-            ratio = interval(metrics.by_seed([*pair, *others], metrics.log_ratio), exp=True)
+            ratio = interval(intervals.by_seed([*pair, *others], front.log_ratio), exp=True)
             rows.setdefault(place, {})[tokens] = ratio
     table = pd.DataFrame(rows).T.sort_index(axis="columns").rename_axis(PLACE[:3] if rows else None).fillna("")
     return table.rename(columns=lambda tokens: f"{count(tokens)} tokens")
@@ -146,6 +122,6 @@ def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> p
     for name in names:
         pair = [df[df["series"] == one] for one in (name, reference)]
         whole = all(len(one) and (one["status"] != "missing").all() for one in pair)
-        found = metrics.by_seed(pair if whole else [one.iloc[:0] for one in pair], metrics.log_loss_ratio)
+        found = intervals.by_seed(pair if whole else [one.iloc[:0] for one in pair], front.log_loss_ratio)
         rows.append({"series": name, **{k: v if k == "seeds" else np.exp(v) for k, v in found.items()}})
     return pd.DataFrame(rows)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gsae.evidence import metrics
+from gsae.evidence import intervals
 from gsae.evidence.run_files import done
 from gsae.figures.base import COLOURS, L0, LOSS, caption, finish, loss_axes, plain_log, styled
 
@@ -63,7 +63,7 @@ def draw(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v
 
 def error_bars(axes: Axes, rows: pd.DataFrame, y: str, transform: Callable, colour: str) -> None:
     """95 % bootstrap intervals of the points of `draw`."""
-    b, value = metrics.intervals(rows, [y], draws=200), transform(rows[y].astype(float))
+    b, value = intervals.intervals(rows, [y], draws=200), transform(rows[y].astype(float))
     ends = np.sort(np.stack([transform(b[f"{y}_low"]), transform(b[f"{y}_high"])]), 0)
     axes.errorbar(rows["l0"], value, np.abs(ends - value.to_numpy()), fmt="none", color=colour, lw=0.9)
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from gsae.evidence import metrics
+from gsae.evidence import intervals
 from gsae.evidence.verdict import about, count, span
 
 COLOURS = {"gated": "#d1495b", "baseline": "#3d85c6", "truth": "#767b82", "relu": "#3d85c6", "jumprelu": "#d1495b"}
@@ -86,7 +86,7 @@ def loss_axes(axes: Axes) -> None:
 def points(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v) -> None:
     """Every finished run with its 95 % bootstrap interval in L0 and `y`; seeds of an arm share its colour."""
     for arch, rows in arms(df):
-        bounds = metrics.intervals(rows, ["l0", y])
+        bounds = intervals.intervals(rows, ["l0", y])
         for seed, (_, one) in enumerate(rows.groupby("seed")):
             b, value = bounds.loc[one.index], transform(one[y])
             ends = np.stack([transform(b[f"{y}_low"]), transform(b[f"{y}_high"])])

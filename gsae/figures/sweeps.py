@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from gsae.evidence import arms
 from gsae.evidence.run_files import done
-from gsae.experiments import tables
 from gsae.figures.arms import GREY, STYLES, legend, on_axis
 from gsae.figures.base import L0, caption, finish, plain_log, styled
 
@@ -32,8 +32,8 @@ class Line(NamedTuple):
 def lines(df: pd.DataFrame) -> list[Line]:
     """The finished runs of one site as lines, by rising lambda: a line a series, and a setting where one varies."""
     wide = df["M"].isin(df.loc[df["arch"] == "gated", "M"] * 3 // 2)
-    df = tables.named(df)
-    df.loc[(df["arch"] == "baseline") & ~wide, "series"] = tables.SAME
+    df = arms.named(df)
+    df.loc[(df["arch"] == "baseline") & ~wide, "series"] = arms.SAME
     df = done(df)
     varying = [name for name in OTHERS if name in df and df[name].nunique() > 1]
     varying += ["M"] if (df.groupby("series")["M"].nunique() > 1).any() else []

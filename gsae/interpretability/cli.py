@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from gsae.evidence import run as run_module
 from gsae.experiments import settings, sweeps
 from gsae.system import files
 
@@ -48,7 +49,7 @@ def add(commands: argparse._SubParsersAction, scaled: argparse.ArgumentParser) -
     show.add_argument("--latents", type=int, default=100, help="how many, drawn at random (default: 100)")
     show.add_argument("--tokens", type=int, default=100_000, help="of held-out text read (default: 100000)")
     show.add_argument("--lm", default="", help="where an SAE that names no run has its activations from")
-    show.add_argument("--site", default="", choices=sweeps.SITES, metavar="SITE")
+    show.add_argument("--site", default="", choices=run_module.SITES, metavar="SITE")
     show.add_argument("--layer", type=int, default=-1)
     show.add_argument("--out", type=Path, default=Path("latents"), help="folder for both (default: latents)")
     show.add_argument("--seed", type=int, default=0)
@@ -94,7 +95,7 @@ def pairs_on_record(args: argparse.Namespace, scale: str) -> int:
         print(problem)
     if not found and not problems:
         print(f"no run is on record at {scale}")
-    run = sweeps.Run(**settings.SETTINGS["cpu"])
+    run = run_module.Run(**settings.SETTINGS["cpu"])
     study = [((site, layer), saes) for (_, site, layer), saes in found.items()
              if saes[0].group == matched_pairs.group_of(replace(run, site=site, layer=layer))]  # fmt: skip
     if args.train and study and (scale, tuple(args.arms)) == ("cpu", matched_pairs.ARMS):
@@ -127,14 +128,14 @@ def show(args: argparse.Namespace) -> int:
 
 
 def make(args: argparse.Namespace) -> int:
-    from gsae.evidence import run_files
+    from gsae.evidence import provenance
     from gsae.interpretability import matched_pairs, rating_page, rating_statistics
 
     if args.pairs < 0 or args.pages < 1 or args.shared < 0 or args.pairs + args.shared < 1 or len(args.arms) < 2:
         raise matched_pairs.StudyError("a study needs at least one page, one pair (--pairs or --shared) and two --arms")
-    scales = [args.scale] if args.scale else sweeps.SCALES  # ids are unique: the files say which runs are meant
+    scales = [args.scale] if args.scale else run_module.SCALES  # ids are unique: the files say which runs are meant
     known = [sae for scale in scales for sae in matched_pairs.recorded(scale, args.experiment)]
-    saes = matched_pairs.collected(args.data or [run_files.CHECKOUT / "book" / "study"], known)
+    saes = matched_pairs.collected(args.data or [provenance.CHECKOUT / "book" / "study"], known)
     cells, problems = matched_pairs.match(saes, args.arms, args.l0, args.tolerance)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
@@ -184,5 +185,5 @@ def main(args: argparse.Namespace) -> int:
     if args.action == "show":
         return show(args)
     if args.action == "collect":
-        return collect(args, sweeps.scale(args.scale))
-    return make(args) if args.action == "make" else pairs_on_record(args, sweeps.scale(args.scale))
+        return collect(args, run_module.scale(args.scale))
+    return make(args) if args.action == "make" else pairs_on_record(args, run_module.scale(args.scale))

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gsae.evidence import result_files, run_files
-from gsae.experiments import remake, sweeps
+from gsae.evidence import provenance, result_files, run_files
+from gsae.evidence import run as run_module
+from gsae.experiments import retrain
 from gsae.experiments.estimate import TooLarge, check
-from gsae.experiments.runner import Site
-from gsae.experiments.site import machine
+from gsae.experiments.site import Site
 from gsae.interpretability import (
     automated_scores,
     dashboards,
@@ -29,7 +29,8 @@ from gsae.interpretability import (
 )
 from gsae.lm import models as language_models
 from gsae.saes import ARCHITECTURES, files
-from gsae.system.wheels import cache_dir
+from gsae.system.devices import machine
+from gsae.system.files import cache_dir
 
 THRESHOLD_BLOCKS = 512  # of the text, on which random directions get their thresholds
 
@@ -49,7 +50,7 @@ class Once(language_models.LM):
         return self.kept[key]
 
 
-def held_out(run: sweeps.Run, lm: language_models.LM, tokens: int) -> Int[Tensor, "N T"]:
+def held_out(run: run_module.Run, lm: language_models.LM, tokens: int) -> Int[Tensor, "N T"]:
     """Blocks of evaluation text with at least that many tokens after position 0."""
     blocks = Site(run, lm).blocks("eval", -(-tokens // (run.context - 1)))
     return torch.as_tensor(blocks.with_format("torch")["tokens"][:]).long()
@@ -58,7 +59,7 @@ def held_out(run: sweeps.Run, lm: language_models.LM, tokens: int) -> Int[Tensor
 class Place:
     """One place of a language model with the text that its SAEs' latents are shown on: `lm, blocks, key`."""
 
-    def __init__(self, run: sweeps.Run, lm: language_models.LM, tokens: int):
+    def __init__(self, run: run_module.Run, lm: language_models.LM, tokens: int):
         self.lm, self.key = Once(lm), (run.site, run.layer)
         self.blocks = held_out(run, self.lm, tokens)
 
@@ -92,13 +93,13 @@ def weights(sae: matched_pairs.SAE) -> torch.nn.Module:
     return files.load(sae.run)
 
 
-def retrain(saes: Sequence[matched_pairs.SAE], lm: language_models.LM, at: str, force: bool) -> None:
+def train_again(saes: Sequence[matched_pairs.SAE], lm: language_models.LM, at: str, force: bool) -> None:
     """Train again, held to their record, those SAEs of one place whose weights are not here; says how long at most."""
-    known = [(sae.run, sweeps.Run.of(run_files.read(Path(sae.file))["run"])) for sae in saes]
-    lost = [run for name, run in known if run.id == name and remake.weightless(run)]
+    known = [(sae.run, run_module.Run.of(run_files.read(Path(sae.file))["run"])) for sae in saes]
+    lost = [run for name, run in known if run.id == name and retrain.weightless(run)]
     if lost:
         check(lost, at, cache_dir(), force=force, **machine())
-        remake.remake(lost, Site(lost[0], lm), at)
+        retrain.remake(lost, Site(lost[0], lm), at)
 
 
 def nearest(densities: Float[Tensor, " K"], shares: Float[Tensor, " V"]) -> list[int]:
@@ -156,7 +157,7 @@ def collect_one(
         raise matched_pairs.StudyError(
             f"run {sae.run} has {len(chosen)} latents that are ever on in this text, not {count}"
         )
-    record = run_files.provenance("cpu", 0.0, *sweeps.sources(place.lm.name, place.blocks.shape[1]))
+    record = provenance.provenance("cpu", 0.0, *run_module.sources(place.lm.name, place.blocks.shape[1]))
     about = {"arm": sae.arm, "l0": sae.l0, "lam": sae.lam, "live": len(alive), "seed": seed,
              **{k: record[k] for k in ("commit", "date")}}  # fmt: skip
     drawn = latents.collect(model, place.lm, place.blocks, *place.key, chosen, run=sae.run, about=about)
@@ -205,7 +206,7 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
             weights that agree with their record, no room to train them, or too few latents.
         EvidenceError: a changed tree at a scale other than smoke; `force` writes all the same.
     """
-    at = sweeps.scale(scale)
+    at = run_module.scale(scale)
     cells, problems = score_tables.compared(at)
     todo = {cell: [s for s in saes if incomplete(s, at)] for cell, saes in cells.items()}
     todo = {cell: saes for cell, saes in todo.items() if saes}
@@ -216,12 +217,12 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
             "; ".join(problems) or f"no run of the study is on record at {at}: `gsae run {score_tables.STUDY}`"
         )
     if todo and at != "smoke" and not force:
-        run_files.require_clean()
+        provenance.require_clean()
     load, embed, failed = cache(language_models.load), cache(automated_scores.sentences), []
     for saes in sorted(todo.values(), key=lambda of: not all(files.weights(s.run).exists() for s in of)):
-        run = sweeps.Run.of(run_files.read(Path(saes[0].file))["run"])
+        run = run_module.Run.of(run_files.read(Path(saes[0].file))["run"])
         try:
-            retrain(saes, load(run.lm), at, force)
+            train_again(saes, load(run.lm), at, force)
             list(map(weights, saes))  # before the place's text is read, not after it
             place = Place(run, load(run.lm), score_tables.sizes(at)[1])
             for sae in saes:
@@ -256,7 +257,7 @@ def show(
         raise matched_pairs.StudyError(f"{where} does not say which activations it reads: give {', '.join(missing)}")
     if not 0 < count <= len(sae.W_dec):
         raise matched_pairs.StudyError(f"{where} has {len(sae.W_dec)} latents, {count} are asked for")
-    run, name = sweeps.Run.of(origin), Path(where).stem
+    run, name = run_module.Run.of(origin), Path(where).stem
     arm = next(k for k, v in ARCHITECTURES.items() if type(sae) is v)
     model = language_models.load(run.lm)
     chosen = torch.randperm(len(sae.W_dec), generator=torch.Generator().manual_seed(seed))[:count].tolist()

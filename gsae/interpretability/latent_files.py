@@ -6,7 +6,11 @@ from pathlib import Path
 from gsae.system import files
 
 SCHEMA = 1
+
+
 QUANTILES = ((0.75, 1.0), (0.5, 0.75), (0.25, 0.5), (0.0, 0.25))  # of a latent's peaks, strongest first
+
+
 PROVENANCE = {"run": str, "lm": str, "site": str, "layer": int, "tokens": int, "corpus": str}
 
 

@@ -8,11 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gsae.interpretability.examples import Pieces, scan
-from gsae.interpretability.latent_files import SCHEMA, DataError, load, save, slim
+from gsae.interpretability.latent_files import SCHEMA
 from gsae.lm import corpus
 from gsae.lm.models import LM
-
-__all__ = ["DataError", "collect", "load", "save", "slim"]
 
 
 @torch.no_grad()

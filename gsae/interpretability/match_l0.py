@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gsae.evidence import run as sweeps
 from gsae.evidence import run_files
-from gsae.experiments import sweeps
 from gsae.interpretability import matched_pairs
 
 REACH = 2.5  # how far beyond the lambdas trained the next one may be, as a factor
@@ -107,13 +107,13 @@ def from_record(
     force: bool = False,
 ) -> tuple[dict[matched_pairs.Cell, list[matched_pairs.SAE]], list[str]]:
     """`complete` by `gsae.run`, at the places of some SAEs on record, from all runs on record there."""
-    import gsae
+    from gsae.experiments import runner  # loads torch
 
     wanted = {(s.cell, s.group) for s in among}
 
     def train(steps: list[Step]) -> None:
         made = [(sweeps.Run.of(run_files.read(Path(s.like.file))["run"]), s.lam) for s in steps]
-        gsae.run([replace(run, lam=lam) for run, lam in made], scale, force=force, home=HOME)
+        runner.run([replace(run, lam=lam) for run, lam in made], scale, force=force, home=HOME)
 
     def read() -> list[matched_pairs.SAE]:
         return [s for s in matched_pairs.recorded(scale) if (s.cell, s.group) in wanted]

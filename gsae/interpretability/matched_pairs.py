@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from gsae.evidence import result_files, run_files
-from gsae.experiments import sweeps
+from gsae.evidence import run as sweeps
+from gsae.experiments import records
 from gsae.interpretability import latent_files
 from gsae.interpretability.rating_files import SCHEMA
 
@@ -53,7 +54,7 @@ def recorded(scale: str, names: Iterable[str] | None = None) -> list[SAE]:
     """
     root = run_files.root(scale)
     files = {file for name in names or ["*"] for file in root.glob(f"{name}/*.json")}
-    for table in (run_files.done(run_files.load(name, scale)) for name in names or ()):
+    for table in (run_files.done(records.load(name, scale)) for name in names or ()):
         files |= {root / file for file in table.get("file", ())}
     found = []
     for file in sorted(files):

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gsae.evidence import result_files, run_files
-from gsae.experiments import sweeps
-from gsae.interpretability import matched_pairs, rating_statistics
+from gsae.evidence import provenance, result_files, run_files
+from gsae.evidence import run as sweeps
+from gsae.interpretability import matched_pairs, rating_report, rating_statistics
 from gsae.interpretability.automated_scores import CHANCE, INTRUDER, RULE
 
 STUDY, SCORES = "study", "study_scores"  # the experiment whose SAEs are compared, and that of their scores
@@ -42,7 +42,7 @@ def settings(run: str, control: str, score: str, at: str) -> dict:
 def folder(scale: str | None = None) -> Path:
     """Where the collected latents of a scale are: book/study, or beside evidence that is not in the repository."""
     home = run_files.root(sweeps.scale(scale)).parent
-    return home.with_name("study") if home == run_files.CHECKOUT / "book" / "evidence" else home / "study"
+    return home.with_name("study") if home == provenance.CHECKOUT / "book" / "evidence" else home / "study"
 
 
 def compared(scale: str | None = None) -> tuple[dict[matched_pairs.Cell, list[matched_pairs.SAE]], list[str]]:
@@ -86,6 +86,18 @@ def table(scale: str | None = None) -> pd.DataFrame:
 def done(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that have numbers."""
     return rows[(rows["status"] != "missing") & (rows["scored"] > 0)]
+
+
+def note(rows: pd.DataFrame, at: str) -> str:
+    """What a figure of these rows says of itself: scale, sizes, and what is missing."""
+    latents, tokens = sizes(at)
+    places = rating_report.several(len(rows.groupby(rating_statistics.CELL)), "place")
+    text = f"scale {at}: {latents} latents an SAE, {places}, {tokens:,} tokens of text, "
+    text += "bars 90 % BCa intervals"
+    if at == "smoke":
+        text += ". A test of the code, not a result"
+    missing = int((rows["status"] == "missing").sum())
+    return text + (f". MISSING: {missing} of {len(rows)} scores" if missing else "")
 
 
 def covered(rows: pd.DataFrame) -> str:

@@ -8,8 +8,7 @@ from jaxtyping import BFloat16, Float32
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gsae.evidence import sums
-from gsae.experiments import cost
+from gsae.lm import store
 from gsae.lm.models import LM
 
 SAMPLE = 2**18  # rows at the start of the text that fix scale and mean: the standard error of the scale is below 1 %
@@ -17,16 +16,16 @@ RECENT = 8  # batches kept, so that resampling can look a few steps ahead withou
 
 
 class Source:
-    """One site's activations in the order of the text, a chunk of `batch` blocks (up to 8,192 tokens) at a time.
+    """One site's activations in the order of the text, a chunk of `batch` blocks at a time.
 
     `rows` and `n` are those of the whole text; `chunk` is the number of rows of each chunk but the last.
     Position 0 of each block is left out unless `keep_pos0`.
     """
 
-    def __init__(self, lm: LM, blocks, site: str, layer: int, *, batch: int = 0, keep_pos0: bool = False):
+    def __init__(self, lm: LM, blocks, site: str, layer: int, *, batch: int, keep_pos0: bool = False):
         self.lm, self.blocks, self.site, self.layer = lm, blocks, site, layer
         context = len(blocks[0]["tokens"])
-        self.first, self.batch = 0 if keep_pos0 else 1, batch or cost.blocks_per_pass(context)
+        self.first, self.batch = 0 if keep_pos0 else 1, batch
         per_block = context - self.first
         self.n, self.rows, self.chunk = lm.d(site), len(blocks) * per_block, self.batch * per_block
 
@@ -62,13 +61,11 @@ class Buffer:
         sample: rows at the start of the text, rounded up to chunks, that fix `scale`, `mean` and `top_share`.
     """
 
-    def __init__(
-        self, source: Source, rows: int = cost.BUFFER, sample: int = SAMPLE, device: torch.device | str = "cpu"
-    ):
+    def __init__(self, source: Source, rows: int, sample: int = SAMPLE, device: torch.device | str = "cpu"):
         self.source, self.n, self.rows, self.size = source, source.n, source.rows, min(rows, source.rows)
         chunks = range(-(-min(sample, self.rows) // source.chunk))
         parts = (source(i) for i in tqdm(chunks, desc="measure the activations", disable=None))
-        found = sums.measure(parts, source.site, source.layer)
+        found = store.measure(parts, source.site, source.layer)
         self.scale, self.mean, self.top_share = found["scale"], torch.tensor(found["mean"]), found["top_share"]
         self.data = torch.empty(self.size, self.n, dtype=torch.bfloat16, device=device)
         self._at, self._recent, self._kept = None, OrderedDict(), (None, None)

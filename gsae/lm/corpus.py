@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from tqdm import tqdm
 
 from gsae.lm.packaged_text import SPLITS, clean, read_wheel
-from gsae.system import hub_access, wheels
+from gsae.system import files, hub_access, wheels
 
 SEPARATOR = "\n\n"  # between documents: a special token there would draw attention sinks to mid-block positions
 disable_progress_bars()  # saving and flattening take a second each; the long steps have bars of their own
@@ -46,7 +46,7 @@ def documents(split: str) -> Dataset:
             columns = dict(zip(("text", "source", "kind", "held_out"), map(list, zip(*rows, strict=True)), strict=True))
             Dataset.from_dict(columns).save_to_disk(folder / name)
 
-    return load_from_disk(wheels.once(wheels.cache_dir() / "corpus" / f"text-{VERSION}", make) / split)
+    return load_from_disk(wheels.once(files.cache_dir() / "corpus" / f"text-{VERSION}", make) / split)
 
 
 def as_blocks(tokens: np.ndarray, context: int) -> Dataset:
@@ -77,14 +77,14 @@ def blocks(tokenizer, split: str, context: int = 128, *, name: str) -> Dataset:
         shuffled = data.select(np.random.default_rng(1).permutation(len(data))).flatten_indices()
         shuffled.save_to_disk(folder)
 
-    data = load_from_disk(wheels.once(wheels.cache_dir() / "corpus" / f"{name}-{split}-{context}-{VERSION}", make))
+    data = load_from_disk(wheels.once(files.cache_dir() / "corpus" / f"{name}-{split}-{context}-{VERSION}", make))
     expected = (
         json.loads(wheels.data_path("manifest.json").read_text())["corpora"].get(name, {}).get(f"{split}-{context}")
     )
     if expected and (found := token_hash(data)) != expected:
         raise CorpusError(
             f"the {split} text for {name} has hash {found}, the evidence was made with {expected}. "
-            f"Delete {wheels.cache_dir() / 'corpus'} and run `gsae fetch` again; "
+            f"Delete {files.cache_dir() / 'corpus'} and run `gsae fetch` again; "
             "check the versions of tokenizers and transformers against constraints.txt"
         )
     return data.with_format("numpy")
@@ -132,7 +132,7 @@ def hub_blocks(
         parts = list(stream(tokenizer, dataset, context, n_blocks, split, text))
         return Dataset(pa.concat_tables(parts)).with_format("numpy")
     key = hashlib.sha256(repr((dataset, context, n_blocks, split, text, name, VERSION)).encode()).hexdigest()[:12]
-    made = wheels.once(wheels.cache_dir() / "corpus" / f"hub-{key}", make)
+    made = wheels.once(files.cache_dir() / "corpus" / f"hub-{key}", make)
     return Dataset.from_file(str(made / BLOCKS)).with_format("numpy")
 
 

@@ -17,8 +17,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
 from gsae.lm import corpus
-from gsae.saes import files
 from gsae.system import files as disk
+from gsae.system import tensors as files
 from gsae.system import wheels
 
 NAME = "gelu-1l-mini"
@@ -90,7 +90,7 @@ def train(out: Path | None = None, tokens: int = TOKENS, seed: int = 0, resume: 
     optimiser = torch.optim.AdamW(weights.values(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
     per_step = BATCH * CONFIG["n_ctx"]
     steps, step, curve, seconds = tokens // per_step, 0, [], 0.0
-    path = wheels.cache_dir() / "checkpoints" / f"{NAME}-{tokens}-{seed}.safetensors"
+    path = disk.cache_dir() / "checkpoints" / f"{NAME}-{tokens}-{seed}.safetensors"
     if resume and path.exists():
         tensors, state = files.read(path)
         model.load_state_dict({k: tensors[f"w.{k}"] for k in weights}, strict=False)

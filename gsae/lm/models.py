@@ -2,10 +2,8 @@
 site replaced. Everything runs through TransformerLens' `TransformerBridge`."""
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,38 +11,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.model_registry.registry_io import resolve_model_alias
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
 
-from gsae.lm import tl_legacy
+from gsae.lm import smollm2, tl_legacy
+from gsae.lm.names import NAMES, TOKENIZERS, hook
 from gsae.lm.splice import Splice
 from gsae.system import hub_access, wheels
-from gsae.training.stack import has_bfloat16
-
-HOOKS = {  # the paper's sites (section 4.1) -> TransformerLens' names
-    "mlp_out": "hook_mlp_out",
-    "attn_z": "attn.hook_z",  # before W_O; heads are flattened here
-    "resid_post": "hook_resid_post",
-    "mlp_neurons": "mlp.hook_post",
-}
-SITES = tuple(HOOKS)
-
-
-class Spec(NamedTuple):
-    """Where a language model comes from, the length of the blocks it is read on (tokens), and its pinned revision."""
-
-    source: str  # a Hugging Face repository, or "" for a packaged model
-    context: int = 128
-    revision: str | None = None  # commit, tag or branch, unless the name says "name@revision"; None: the newest
-
-
-NAMES = {  # the hub models and their contexts are the paper's, the other two are not (D11)
-    "smollm2": Spec(""),
-    "gelu-1l-mini": Spec(""),
-    "gelu-1l": Spec("NeelNanda/GELU_1L512W_C4_Code", 128, "bddc0e332f0ae84279e6a6a45d91b314899e1603"),
-    "pythia-2.8b": Spec("EleutherAI/pythia-2.8b", 2048, "2a259cdd96a4beb1cdf467512e3904197345f6a9"),
-    "gemma-7b": Spec("google/gemma-7b", 1024, "ff6768d9368919a1f025a54f9f5aa0ee591730bb"),
-}
-TOKENIZERS = {"NeelNanda/gpt-neox-tokenizer-digits": "0f6671571a20be9756b9991d978047c03b75e749"}  # gelu-1l's
+from gsae.system.devices import has_bfloat16
+from gsae.system.hub_access import _quiet
 
 
 class ModelError(RuntimeError):
@@ -53,13 +26,6 @@ class ModelError(RuntimeError):
 
 class _Enough(Exception):
     """Raised inside a forward pass once every wanted activation has been read."""
-
-
-def hook(site: str, layer: int) -> str:
-    """TransformerLens' name of a site. Raises ValueError on a site that is none of `SITES`."""
-    if site not in HOOKS:
-        raise ValueError(f"unknown site {site!r}: expected one of {', '.join(SITES)}")
-    return f"blocks.{layer}.{HOOKS[site]}"
 
 
 class LM:
@@ -222,23 +188,10 @@ def _remedy(name: str) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar over weights where nobody watches: it would end up in the pages of the book."""
-    hide = not sys.stderr.isatty() and hf_logging.is_progress_bar_enabled()
-    if hide:
-        hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hide:
-            hf_logging.enable_progress_bar()
-
-
 def _source(name: str) -> tuple[str, str | None]:
     """A folder or a repository, and the revision asked for or pinned."""
     if name == "smollm2":
-        return str(wheels.smollm2()), None
+        return str(smollm2.smollm2()), None
     name, revision = hub_access.split(name)
     if name in NAMES:
         return NAMES[name].source, revision or NAMES[name].revision

@@ -5,7 +5,8 @@ import json
 import mmap
 import shutil
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from jaxtyping import BFloat16, Float32
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gsae.evidence import sums
+from gsae.lm import store
 from gsae.lm.models import LM
 from gsae.system import files
 from gsae.system.distributed import ALONE, Alone
@@ -234,7 +235,27 @@ def _finish(folder: Path, n: int, source: dict) -> None:
     """Measure the whole store and write meta.json, which makes it complete."""
     rows = source["rows"]
     parts = (_read(folder, n, start, min(start + 8192, rows)) for start in range(0, rows, 8192))
-    meta = {"n": n, "rows": rows, **sums.measure(parts, source["site"], source["layer"])}
+    meta = {"n": n, "rows": rows, **store.measure(parts, source["site"], source["layer"])}
     meta |= {"complete": True, "source": source, "checksums": files.checksums(folder / DATA)}
     files.write_json(folder / META, {**meta, "digest": files.digest(meta)})
     _forget(folder)
+
+
+def measure(parts: Iterable[Tensor], site: str, layer: int) -> dict:
+    """`scale`, `mean` (a list) and `top_share` of rows that come in parts, as `Store` has them; warns of outliers."""
+    total, norms = 0, []
+    for part in parts:
+        part = part.float()
+        norms.append(part.square().sum(-1).cpu())
+        total = total + part.sum(0, dtype=torch.float64).cpu()
+    norms = torch.cat(norms)
+    rows, whole = len(norms), norms.sum(dtype=torch.float64)
+    share = float(norms.topk(max(1, rows // 1000)).values.sum(dtype=torch.float64) / whole)
+    scale = float((whole / rows).rsqrt())
+    if share > 0.05:
+        warnings.warn(
+            f"{site} of layer {layer}: 0.1 % of the tokens hold {share:.0%} of the squared norm; "
+            "scale, lambda, FVU and gamma will be about them. Leave out position 0, or look at these tokens",
+            stacklevel=4,
+        )
+    return {"scale": scale, "mean": (total / rows * scale).tolist(), "top_share": share}

@@ -1,71 +1,17 @@
 """Weights on disk: safetensors with a json header, written to a temporary name and renamed."""
 
-import json
 import re
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from huggingface_hub import snapshot_download
 
 from gsae.saes import ARCHITECTURES, SAE
-from gsae.system import files
+from gsae.saes import files as sae_files
+from gsae.system import hub_access
+from gsae.system.tensors import CheckpointError, read, write
 
 HUB_FILE = "sae.safetensors"  # the weights in a folder, as `gsae push` lays it out
 HUB_NAME = re.compile(r"(?!.*\.safetensors$)[\w.-]+/[\w.-]+(@[\w./-]+)?")
-
-
-class CheckpointError(RuntimeError):
-    """A file that is damaged, or not what was asked for."""
-
-
-def write(path: Path, tensors: dict[str, Tensor], state: dict) -> None:
-    """Write tensors and a json state to one file; a kill at any moment leaves the old file or the new one.
-
-    Raises gsae.system.files.WriteError where the disk is full; the old file is then as it was.
-    """
-    with files.replacing(path, SafetensorError) as temporary:
-        with torch.no_grad():
-            digest = checksum(tensors, state)
-        header = {"gsae": json.dumps({**state, "sum": digest})}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, header)
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and state of a file. Raises CheckpointError, naming the file, where it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})["gsae"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}. Delete the file; it will be made again") from error
-    digest = state.pop("sum", None)
-    if digest not in (checksum(tensors, state), checksum(tensors)):  # older files: of the tensors alone
-        raise CheckpointError(
-            f"{path} is damaged: its bytes differ from those written. Delete the file; it will be made again"
-        )
-    return tensors, state
-
-
-def state(path: Path) -> dict:
-    """The json state of a file, without its tensors. Raises CheckpointError as `read`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})["gsae"])
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}. Delete the file; it will be made again") from error
-
-
-def checksum(tensors: dict[str, Tensor], state: dict | None = None) -> str:
-    """A digest of names and bytes, and of the json state, so that a flipped bit is noticed."""
-    import hashlib
-
-    digest = hashlib.sha256(b"" if state is None else json.dumps(state, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def save(sae: SAE, path: str | Path, **about) -> Path:
@@ -89,9 +35,9 @@ def load(where: str | Path) -> SAE:
     name = str(where)
     path = Path(where)
     if name.startswith("hub:") or (not path.exists() and HUB_NAME.fullmatch(name)):
-        from gsae.experiments import share  # loads only where it is needed
+        from gsae.saes import files as sae_files  # loads only where it is needed
 
-        path = share.pull(name.removeprefix("hub:"))
+        path = sae_files.pull(name.removeprefix("hub:"))
     elif not path.exists():
         path = weights(name)
     if path.is_dir():
@@ -113,6 +59,30 @@ def load(where: str | Path) -> SAE:
 
 def weights(run_id: str) -> Path:
     """Where a run's weights are kept, outside git."""
-    from gsae.system.wheels import cache_dir
+    from gsae.system.files import cache_dir
 
     return cache_dir() / "saes" / f"{run_id}.safetensors"
+
+
+class HubError(RuntimeError):
+    """A repository cannot be read or written; the message says why and what to do."""
+
+
+def pull(repo: str) -> Path:
+    """The folder of `owner/name`, or `owner/name@revision`, in the hub's cache; downloaded if it is not there.
+
+    Raises:
+        HubError: when it cannot be had, or holds no SAE of this package.
+    """
+    name, revision = hub_access.split(repo)
+    try:
+        files = [sae_files.HUB_FILE, "*.json", "README.md"]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except Exception as error:
+        raise HubError(f"cannot pull {repo}: {hub_access.why(error, name)}") from error
+    if not (folder / sae_files.HUB_FILE).exists():
+        raise HubError(
+            f"{repo} holds no {sae_files.HUB_FILE}: it was not pushed by gsae. For an SAE of SAELens or "
+            "dictionary_learning, `hf download` it and use `gsae import`"
+        )
+    return folder

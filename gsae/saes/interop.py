@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gsae.saes import ARCHITECTURES, SAE, GatedSAE
-from gsae.saes.files import CheckpointError
 from gsae.system import files as disk
+from gsae.system.tensors import CheckpointError
 
 DIALECTS = ("saelens", "dictionary_learning")
 SAELENS = "6.54.12"  # the version whose format is written
@@ -62,12 +62,15 @@ def unit_rows(sae: SAE) -> SAE:
     return new
 
 
-def export(sae: SAE, folder: str | Path, dialect: str) -> Path:
+def export(sae: SAE, folder: str | Path, dialect: str, hook_name: str | None = None) -> Path:
     """Write an SAE for another library; what it writes takes activations as they are (see `raw`).
 
     "saelens": `sae_weights.safetensors` and `cfg.json`, for `SAE.load_from_disk(folder)`.
     "dictionary_learning": `ae.pt` and `config.json`, for `load_dictionary(folder, device)`. That library reads nothing
     but files of `torch.save`, so `ae.pt` is one, a plain dict of tensors; nowhere else does this project write pickles.
+
+    Args:
+        hook_name: TransformerLens' name of the SAE's site, of `gsae.lm.names.hook`, for SAELens' metadata.
 
     Raises:
         ValueError: on an unknown dialect, or an SAE that the other library has no class for: an architecture other
@@ -86,7 +89,7 @@ def export(sae: SAE, folder: str | Path, dialect: str) -> Path:
         tensors = {("W_enc" if name == "W" else name): t.contiguous() for name, t in w.items()}
         with disk.replacing(folder / "sae_weights.safetensors", SafetensorError) as path:
             save_file(tensors, path)
-        config = saelens_config(arch, *w["W"].shape, run)
+        config = saelens_config(arch, *w["W"].shape, run, hook_name)
         with disk.replacing(folder / "cfg.json") as path:
             path.write_text(json.dumps(config, indent=1) + "\n")
         return folder
@@ -119,14 +122,12 @@ def plain(sae: SAE) -> dict[str, Tensor]:
     return w
 
 
-def saelens_config(arch: str, n: int, M: int, run: dict) -> dict:
+def saelens_config(arch: str, n: int, M: int, run: dict, hook_name: str | None) -> dict:
     """The cfg.json of SAELens; `run` holds a run's fields, or nothing where none is known."""
     metadata: dict = {"sae_lens_version": SAELENS, "sae_lens_training_version": None}
     if run:
-        from gsae.lm.models import hook  # the language model's code is slow to load
-
         metadata |= {
-            "model_name": run["lm"], "hook_name": hook(run["site"], run["layer"]), "context_size": run["context"],
+            "model_name": run["lm"], "hook_name": hook_name, "context_size": run["context"],
             "dataset_path": run["text"], "prepend_bos": False,
         }  # fmt: skip
     return {

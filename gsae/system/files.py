@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from platformdirs import user_cache_dir
+
 SEGMENT = 2**22  # bytes under one checksum
 
 
@@ -92,3 +94,16 @@ class Checked:
                             f"they differ from those written: {self.remedy}"
                         )
                 self.left.discard(i)
+
+
+def cache_dir() -> Path:
+    """The cache folder: GSAE_CACHE, else the platform's own."""
+    folder = Path(os.environ.get("GSAE_CACHE") or user_cache_dir("gsae")).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def lock(name: str) -> Path:
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.lock"

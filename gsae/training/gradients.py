@@ -6,7 +6,7 @@ from functools import cache
 import torch
 
 from gsae.saes import ARCHITECTURES, SAE
-from gsae.training.adam import compiled
+from gsae.system.devices import compiled
 from gsae.training.closed_form import closed_form
 from gsae.training.sparse_products import chooser
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsae.saes import ARCHITECTURES, SAE
-from gsae.training.stack import Batches, Diverged, Plan, Stack, product_dtype
+from gsae.system.devices import product_dtype
+from gsae.training.schedule import Plan
+from gsae.training.stack import Batches, Stack
 
-__all__ = ["Diverged", "Plan", "Stack", "fit", "train"]
 STOP_EVERY = 16  # steps after which ranks on GPUs agree whether to stop
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gsae.saes import SAE, BaselineSAE
-from gsae.training.stack import Batches, Diverged, adam
+from gsae.training.adam import adam
+from gsae.training.stack import Batches, Diverged
 
 LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 

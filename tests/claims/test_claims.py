@@ -10,11 +10,11 @@ import pytest
 import yaml
 from matplotlib.container import ErrorbarContainer
 
-from gsae.claims import ablations, claims, known_dictionary, method, pareto
-from gsae.evidence import metrics, result_files, run_files
+from gsae.claims import ablations, claims, dictionaries, method, pareto, reconstruction_bias, shrinkage
+from gsae.evidence import arms, frontiers, metrics, result_files
 from gsae.evidence import verdict as verdicts
 from gsae.evidence.verdict import NOT, NOT_RUN, NOT_TESTED, PARTLY, REPRODUCED
-from gsae.experiments import follow_ups
+from gsae.experiments import follow_ups, records
 from gsae.experiments import tables as series
 from gsae.figures import arms as arm_figures
 from gsae.saes import toy
@@ -81,7 +81,7 @@ def test_no_shared_range_is_not_tested_and_a_missing_run_not_yet_run():
 
 
 def read(monkeypatch, **tables):
-    monkeypatch.setattr(run_files, "load", lambda name, scale=None: tables[name])
+    monkeypatch.setattr(records, "load", lambda name, scale=None: tables[name])
 
 
 def test_seeds_are_counted_in_each_series():
@@ -95,7 +95,9 @@ def test_a_gap_is_counted_in_nats_or_in_logarithms():
         return [run(l0, 10 * loss / l0) for l0 in (10, 20, 40)]
 
     of = arm(0.2), arm(0.4), arm(0.1)  # repaired, baseline, gated: the gap's middle in logarithms
-    assert metrics.gap_closed(*of) == pytest.approx(2 / 3) and metrics.gap_closed(*of, log=True) == pytest.approx(0.5)
+    assert frontiers.gap_closed(*of) == pytest.approx(2 / 3) and frontiers.gap_closed(*of, log=True) == pytest.approx(
+        0.5
+    )
 
 
 def test_fig_5_is_judged_by_loss_recovered_at_equal_l0(monkeypatch):
@@ -205,7 +207,7 @@ def test_one_layer_of_two_language_models_is_two_cells(monkeypatch):
     assert found.verdict == NOT_RUN and found.brief == "no runs of attn_z, resid_post"
     shrunk = biased(site="mlp_out", layer=8)
     read(monkeypatch, pareto=pd.concat([shrunk, shrunk.assign(lm="other")], ignore_index=True))
-    found = pareto.gamma_deep("cpu")
+    found = reconstruction_bias.gamma_deep("cpu")
     assert found.verdict == REPRODUCED and "other mlp_out 8: gated" in found.ours and "2 of 2" in found.brief
 
 
@@ -218,18 +220,22 @@ def biased(baseline=(0.9, 0.8), gated=(1.0, 1.01), seeds=2, l0=20.0, **fields):
 
 
 def test_gamma_needs_all_of_its_conditions():
-    assert pareto.gamma(biased()).verdict == REPRODUCED
-    assert pareto.gamma(biased(seeds=1)).verdict == PARTLY
-    assert pareto.gamma(biased(baseline=(0.8, 0.9))).verdict == NOT  # rises with lambda
-    assert pareto.gamma(biased(baseline=(1.01, 0.9))).verdict == NOT
-    assert pareto.gamma(biased(gated=(1.0, 1.03))).verdict == NOT
-    assert pareto.gamma(biased(l0=3.0)).verdict == pareto.gamma(biased(dead=0.6)).verdict == NOT_TESTED
-    assert pareto.gamma(missing(biased())).verdict == NOT_RUN
+    assert reconstruction_bias.gamma(biased()).verdict == REPRODUCED
+    assert reconstruction_bias.gamma(biased(seeds=1)).verdict == PARTLY
+    assert reconstruction_bias.gamma(biased(baseline=(0.8, 0.9))).verdict == NOT  # rises with lambda
+    assert reconstruction_bias.gamma(biased(baseline=(1.01, 0.9))).verdict == NOT
+    assert reconstruction_bias.gamma(biased(gated=(1.0, 1.03))).verdict == NOT
+    assert (
+        reconstruction_bias.gamma(biased(l0=3.0)).verdict
+        == reconstruction_bias.gamma(biased(dead=0.6)).verdict
+        == NOT_TESTED
+    )
+    assert reconstruction_bias.gamma(missing(biased())).verdict == NOT_RUN
 
 
 def ablated(unfrozen=1.3, tied=1.01, untied=0.99, baseline=2.0, seeds=3):
-    named = {series.GATED: 1.0, "unfrozen decoder": unfrozen, "no r_mag": tied, "untied encoders": untied,
-             series.WIDE: baseline}  # fmt: skip
+    named = {arms.GATED: 1.0, "unfrozen decoder": unfrozen, "no r_mag": tied, "untied encoders": untied,
+             arms.WIDE: baseline}  # fmt: skip
     return pd.concat([front(factor, seeds, series=name) for name, factor in named.items()])
 
 
@@ -253,18 +259,18 @@ def test_the_ratios_of_the_forest_are_those_of_the_arms():
 
 def test_without_an_auxiliary_term(monkeypatch):
     for l0, seeds, verdict in ((0.5, 1, PARTLY), (1.9, 2, REPRODUCED), (2.5, 2, NOT)):
-        arms = {series.GATED: 20.0, "no auxiliary term": l0}
-        df = pd.DataFrame([run(v, 0.1, seed, series=name) for seed in range(seeds) for name, v in arms.items()])
+        levels = {arms.GATED: 20.0, "no auxiliary term": l0}
+        df = pd.DataFrame([run(v, 0.1, seed, series=name) for seed in range(seeds) for name, v in levels.items()])
         monkeypatch.setattr(series, "ablations", lambda scale, df=df: df)
         assert ablations.no_auxiliary("cpu").verdict == verdict
 
 
 def test_share_of_the_gap(monkeypatch):
     def judged(factor, gamma=1.0, seeds=3):
-        parts = {series.SAME: 1.0, series.GATED: 0.5, series.RESCALED: factor}
+        parts = {arms.SAME: 1.0, arms.GATED: 0.5, arms.RESCALED: factor}
         df = pd.concat([front(f, seeds, series=name, gamma=gamma) for name, f in parts.items()])
         monkeypatch.setattr(series, "repaired", lambda scale: df)
-        return ablations.shrinkage_alone("cpu")
+        return shrinkage.shrinkage_alone("cpu")
 
     found = judged(0.9)  # on a power law of slope -1, delta CE at equal L0 is in proportion: .1 of .5
     assert found.verdict == REPRODUCED and "share closed 0.20" in found.ours
@@ -289,15 +295,15 @@ def test_dictionaries_encoders_and_training_l0(monkeypatch):
         monkeypatch.setattr(series, "pursuits", lambda scale: pursued(**options))
         return judge("cpu").verdict
 
-    for judge in (ablations.dictionaries, ablations.encoder_gap):
+    for judge in (dictionaries.dictionaries, dictionaries.encoder_gap):
         assert judged(judge) == REPRODUCED and judged(judge, seeds=1) == PARTLY, judge
-    assert judged(ablations.dictionaries, advantage=0.9) == NOT
-    assert judged(ablations.encoder_gap, excess=0.8) == NOT
+    assert judged(dictionaries.dictionaries, advantage=0.9) == NOT
+    assert judged(dictionaries.encoder_gap, excess=0.8) == NOT
 
 
 def test_fronts_of_pursuit_have_intervals_as_those_of_encoders_do():
     df = pursued(seeds=1)
-    df = df.assign(series=df["arch"].map({"gated": series.GATED, "baseline": series.WIDE}), M=8)
+    df = df.assign(series=df["arch"].map({"gated": arms.GATED, "baseline": arms.WIDE}), M=8)
     drawn = arm_figures.encoder_gap(df).axes[0]
     assert len([c for c in drawn.containers if isinstance(c, ErrorbarContainer)]) == 4
 
@@ -311,7 +317,7 @@ def test_training_l0_compares_the_nearest_run_with_those_clearly_above(monkeypat
             for l0 in np.array(trained) * (1 + 0.01 * seed)
         ]  # fmt: skip
         monkeypatch.setattr(series, "pursuits", lambda scale: pd.DataFrame(rows))
-        return ablations.training_l0("cpu")
+        return dictionaries.training_l0("cpu")
 
     found = judged({"gated": 2.5, "baseline": 2.5})
     assert found.verdict == REPRODUCED and found.brief == "so in 4 of 4 cases"  # no run lies clearly above 100
@@ -361,7 +367,7 @@ def test_known_dictionary(monkeypatch):
             }.items()
         ]
         monkeypatch.setattr(result_files, "load", lambda name, scale: pd.DataFrame(rows))
-        return known_dictionary.known_dictionary("cpu").verdict
+        return dictionaries.known_dictionary("cpu").verdict
 
     monkeypatch.setattr(follow_ups, "missing", lambda kind, of, at: [])
     assert judged() == REPRODUCED and judged(seeds=1) == PARTLY
@@ -418,13 +424,13 @@ def test_every_claim_states_its_rule_and_links_to_a_chapter(monkeypatch, tmp_pat
 
 def test_frontiers_have_a_row_for_each_place_tokens_and_baseline():
     fields = {"lm": "lm", "site": "mlp_out", "layer": 8}
-    gated = front(0.5, 2, series=series.GATED, **fields)
-    arms = [gated, front(1.0, 2, series=series.WIDE, **fields), front(0.8, 2, series=series.SAME, **fields)]
-    short = [df.assign(tokens=1000) for df in (front(0.25, series=series.GATED, **fields), arms[1])]
+    gated = front(0.5, 2, series=arms.GATED, **fields)
+    parts = [gated, front(1.0, 2, series=arms.WIDE, **fields), front(0.8, 2, series=arms.SAME, **fields)]
+    short = [df.assign(tokens=1000) for df in (front(0.25, series=arms.GATED, **fields), parts[1])]
     alone = gated.assign(layer=9)
-    table = series.frontiers(pd.concat([*arms, *short, alone], ignore_index=True))
-    keys = [("lm", "mlp_out", 8, 1000, series.WIDE), ("lm", "mlp_out", 8, 5000, series.WIDE),
-            ("lm", "mlp_out", 8, 5000, series.SAME)]  # fmt: skip
+    table = series.frontiers(pd.concat([*parts, *short, alone], ignore_index=True))
+    keys = [("lm", "mlp_out", 8, 1000, arms.WIDE), ("lm", "mlp_out", 8, 5000, arms.WIDE),
+            ("lm", "mlp_out", 8, 5000, arms.SAME)]  # fmt: skip
     assert table.index.tolist() == keys and table.index.names == [*series.PLACE, "against"]
     for column, values in {"L0 ratio": [0.25, 0.5, 0.625], "delta CE ratio": [4, 2, 1.6]}.items():
         assert [float(cell.split()[0]) for cell in table[column]] == pytest.approx(values, abs=0.011), column
@@ -437,11 +443,11 @@ def test_pairs_trained_on_several_numbers_of_tokens_are_compared_on_common_level
     fields = {"lm": "lm", "site": "mlp_out", "layer": 8}
 
     def pair(factor, tokens, **of):
-        arms = ((series.GATED, factor), (series.WIDE, 1.0))
-        return pd.concat([front(f, series=name, **fields | of).assign(tokens=tokens) for name, f in arms])
+        parts = ((arms.GATED, factor), (arms.WIDE, 1.0))
+        return pd.concat([front(f, series=name, **fields | of).assign(tokens=tokens) for name, f in parts])
 
     long = pair(0.5, 2000)
-    bent = (long["series"] == series.GATED) & (long["lam"] == long["lam"].max())  # better where the other pair is not
+    bent = (long["series"] == arms.GATED) & (long["lam"] == long["lam"].max())  # better where the other pair is not
     long.loc[bent, "sums"] = [s | {"l0": s["l0"] / 4} for s in long.loc[bent, "sums"]]
     short = pair(0.8, 1000)
     short = short[short["lam"] < short["lam"].max()]
@@ -465,8 +471,8 @@ def test_streams_with_and_without_resampling_leave_out_other_lengths_and_seeds(m
 
 
 def test_the_first_pass_that_chapters_compare_with_has_no_ablations_narrow_baselines_or_runs_without_resampling():
-    df = series.named(run_files.load("neurons", "cpu"))
-    assert set(df["series"]) == {series.GATED, series.WIDE} and (df["tokens"] == 1_024_000).all()
+    df = arms.named(records.load("neurons", "cpu"))
+    assert set(df["series"]) == {arms.GATED, arms.WIDE} and (df["tokens"] == 1_024_000).all()
     neurons = df[df["site"] == "mlp_neurons"]
     assert set(neurons.loc[neurons["arch"] == "baseline", "M"]) == {3072} and len(neurons) == 12
     assert (df["resample"].map(len) > 0).all() and not df["id"].duplicated().any()

@@ -12,10 +12,10 @@ from test_evidence import record
 
 import gsae
 from gsae.claims import claims, evidence_page, readme
-from gsae.evidence import metrics, result_files, run_files, verdict
-from gsae.evidence.run_files import CHECKOUT
-from gsae.experiments import follow_ups, sweeps
-from gsae.experiments.sweeps import Run
+from gsae.evidence import intervals, result_files, run_files, verdict
+from gsae.evidence.provenance import CHECKOUT
+from gsae.evidence.run import Run
+from gsae.experiments import follow_ups, records, sweeps
 from gsae.figures import sweeps as sweep_figures
 
 FILE = re.compile(re.escape(gsae.REPO) + r"/blob/main/(book/evidence/[^\"]+\.json)\">([\w-]+)</a>")
@@ -26,7 +26,7 @@ def pages():
     """Every claim's section, from the evidence in the repository; no bootstrap, as no number is looked at."""
     with pytest.MonkeyPatch.context() as patch:
         found = dict.fromkeys(("estimate", "low", "high", "t_low", "t_high"), 0.1) | {"seeds": 1}
-        patch.setattr(metrics, "by_seed", lambda *args, **options: found)
+        patch.setattr(intervals, "by_seed", lambda *args, **options: found)
         return evidence_page.claims("cpu", "../")
 
 
@@ -68,7 +68,7 @@ def test_every_verdict_with_runs_reaches_files_that_exist_with_their_commits_and
 
 def test_the_runs_of_figure_5_are_those_of_its_sweep_the_missing_ones_too(pages):
     text = pages["claim-fig-5"][1]
-    df = run_files.load("seeds", "cpu")
+    df = records.load("seeds", "cpu")
     assert set(df["id"]) == set(re.findall(r"<tr><td>(?:<a[^>]*>)?(\w{12})", text))
     assert "gsae run seeds --scale cpu" in text
 
@@ -111,7 +111,7 @@ def test_what_all_rows_share_is_said_once_and_the_tree_is_named(own_folder):
     runs = sweeps.runs("pilot", "smoke")
     for run, dirty in zip(runs, (True, False), strict=False):
         run_files.write(record(run, dirty=dirty))
-    df = run_files.load("pilot", "smoke").iloc[:2]
+    df = records.load("pilot", "smoke").iloc[:2]
     html = evidence_page.table(df, "x")
     assert "<th>tree</th>" in html and "uncommitted changes" in html and "<td>clean</td>" in html
     first = html[: html.index("<table")]

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from gsae.evidence import frontiers, intervals
 from gsae.evidence import metrics as stats
 from gsae.evidence import sums as metrics
 
@@ -72,7 +73,7 @@ def test_bootstrap_covers_about_as_often_as_it_says():
     rng, hits = np.random.default_rng(0), 0
     for trial in range(60):
         sums = {k: np.ones(64) for k in metrics.ACTIVATION_SUMS} | {"l0": rng.normal(5, 1, 64)}
-        _, low, high = stats.bootstrap([sums], lambda r: r[0]["l0"], draws=200, seed=trial)
+        _, low, high = intervals.bootstrap([sums], lambda r: r[0]["l0"], draws=200, seed=trial)
         hits += low < 5 < high
     assert 48 <= hits <= 60
 
@@ -93,18 +94,18 @@ def test_frontiers_give_the_known_ratio():
     gated, baseline = (
         pd.concat([frontier(a, k, seed=s) for s in (0, 1)]) for a, k in (("gated", 1.0), ("baseline", 2.0))
     )
-    found = stats.by_seed((gated, baseline), stats.log_ratio, draws=50)
+    found = intervals.by_seed((gated, baseline), frontiers.log_ratio, draws=50)
     assert np.exp(found["estimate"]) == pytest.approx(0.5, rel=1e-6) and found["seeds"] == 2
     assert np.exp(found["low"]) == pytest.approx(0.5, rel=1e-6)
 
 
 def test_frontiers_without_a_shared_range_are_not_compared():
     gated, baseline = frontier("gated", 1.0, lams=(0.01, 0.02)), frontier("baseline", 1.0, lams=(0.4, 0.8))
-    assert np.isnan(stats.by_seed((gated, baseline), stats.log_ratio, draws=20)["estimate"])
+    assert np.isnan(intervals.by_seed((gated, baseline), frontiers.log_ratio, draws=20)["estimate"])
 
 
 def test_envelope_drops_what_another_run_beats():
-    l0, loss = stats.envelope(np.array([10.0, 20.0, 30.0, 40.0]), np.array([0.5, 0.6, 0.2, 0.2]))
+    l0, loss = frontiers.envelope(np.array([10.0, 20.0, 30.0, 40.0]), np.array([0.5, 0.6, 0.2, 0.2]))
     assert l0.tolist() == [10, 30] and loss.tolist() == [0.5, 0.2]
 
 
@@ -112,11 +113,11 @@ def test_the_difference_in_loss_recovered_is_linear_and_needs_no_loss_left():
     def arm(shift):
         return [{"l0": l0, "loss_recovered": 0.5 + 0.1 * np.log(l0) + shift} for l0 in (2.0, 8.0, 30.0, 120.0)]
 
-    assert stats.recovered(arm(0.07), arm(0.0)) == pytest.approx(0.07)
+    assert frontiers.recovered(arm(0.07), arm(0.0)) == pytest.approx(0.07)
     # More than everything is recovered at the largest L0: logarithms drop that run, and with it the range.
     perfect = arm(0.07)
     perfect[-1]["loss_recovered"] = 1.1
-    assert stats.recovered(perfect, arm(0.0)) > 0.07 and np.isfinite(stats.recovered(perfect[-2:], arm(0.0)))
+    assert frontiers.recovered(perfect, arm(0.0)) > 0.07 and np.isfinite(frontiers.recovered(perfect[-2:], arm(0.0)))
     negative = [{**r, "delta_ce": 1 - r["loss_recovered"]} for r in perfect[-2:]]
-    assert np.isnan(stats.log_loss_ratio([{**r, "delta_ce": 1 - r["loss_recovered"]} for r in arm(0.0)], negative))
-    assert np.isnan(stats.recovered(arm(0.0)[:1], arm(0.0)))
+    assert np.isnan(frontiers.log_loss_ratio([{**r, "delta_ce": 1 - r["loss_recovered"]} for r in arm(0.0)], negative))
+    assert np.isnan(frontiers.recovered(arm(0.0)[:1], arm(0.0)))

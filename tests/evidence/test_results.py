@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gsae.evidence import metrics as stats
-from gsae.evidence import result_files, run_files
+from gsae.evidence import provenance, result_files
 from gsae.evidence import sums as metrics
 
 SETTINGS = {"run": "0123456789ab", "control": "pruned", "increase": 0.01}
@@ -20,7 +20,7 @@ def own_folder(tmp_path, monkeypatch):
 def write(settings=SETTINGS, scale="smoke", dirty=False, force=False, **values):
     sums = {k: (np.arange(128) % 7 + 1.0) for k in metrics.ACTIVATION_SUMS}
     values = stats.ratios(sums) | {"quantiles": [0.1, 0.2]} | values
-    origin = run_files.provenance("cpu", 1.0, {}, "") | {"dirty": dirty}
+    origin = provenance.provenance("cpu", 1.0, {}, "") | {"dirty": dirty}
     lists = {k: v.tolist() for k, v in sums.items()}
     return result_files.write_result("controls", settings, values, origin, scale, lists, force)
 
@@ -35,7 +35,7 @@ def test_round_trip():
     assert list(df["file"]) == [f"controls/{p.name}" for p in (other, path)]
     assert len(df["sums"][0]["l0"]) == 128 and df["quantiles"][0] == [0.1, 0.2]
     again = result_files.read_result(path)
-    assert again["settings"] == SETTINGS and again["provenance"]["commit"] == run_files.git("rev-parse", "HEAD")
+    assert again["settings"] == SETTINGS and again["provenance"]["commit"] == provenance.git("rev-parse", "HEAD")
 
 
 def test_order_of_settings_does_not_matter():
@@ -65,21 +65,21 @@ def test_an_edited_file_is_caught(edit):
     path.write_text(text[:-100] if edit == "cut" else text)
     if edit == "name":
         path = path.rename(path.with_name("0123456789ab.json"))
-    with pytest.raises(run_files.EvidenceError, match=path.name):
+    with pytest.raises(provenance.EvidenceError, match=path.name):
         result_files.read_result(path)
     if edit != "cut":
-        with pytest.raises(run_files.EvidenceError, match=path.name):
+        with pytest.raises(provenance.EvidenceError, match=path.name):
             result_files.load("controls", "smoke")
 
 
 def test_what_may_not_be_written(tmp_path):
-    with pytest.raises(run_files.EvidenceError, match="uncommitted"):
+    with pytest.raises(provenance.EvidenceError, match="uncommitted"):
         write(scale="cpu", dirty=True)
-    with pytest.raises(run_files.EvidenceError, match="plain"):
+    with pytest.raises(provenance.EvidenceError, match="plain"):
         write({"run": [1, 2]})
-    with pytest.raises(run_files.EvidenceError, match="gain"):
+    with pytest.raises(provenance.EvidenceError, match="gain"):
         write(gain=float("inf"))
-    with pytest.raises(run_files.EvidenceError, match="sums give"):
+    with pytest.raises(provenance.EvidenceError, match="sums give"):
         write(l0=99.0)
     assert not list(tmp_path.rglob("*.*"))
     assert write(scale="cpu", dirty=True, force=True).exists()

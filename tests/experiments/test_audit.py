@@ -14,10 +14,11 @@ from test_safety import BASE, LAMS, tiny_world
 
 from gsae import cli
 from gsae.evidence import metrics as stats
-from gsae.evidence import run_files
-from gsae.experiments import retrain, runner, sweeps
-from gsae.experiments.sweeps import Run, grid, wider
-from gsae.training.stack import Plan
+from gsae.evidence import provenance, run_files
+from gsae.evidence import run as sweeps
+from gsae.evidence.run import Run, grid, wider
+from gsae.experiments import retrain, runner, site
+from gsae.training.schedule import Plan
 
 RUNS = grid(replace(BASE, resample=()), lam=LAMS) + [wider(replace(BASE, resample=()))]  # three in a stack, one alone
 PAGE = Path(__file__).parents[2] / "book/how_to_run.md"
@@ -77,7 +78,7 @@ def test_runs_trained_anew_agree_and_nothing_is_touched(world, capsys):
     assert all(out.count(r.id) == 1 + len(retrain.TOLERANCES) for r in RUNS) and "4 of 4 runs agree" in out
     assert "FAIL" not in out and out.count("pass") == 4 * len(retrain.TOLERANCES)
     record = run_files.read(run_files.find(RUNS[0].id, "smoke"))
-    assert record["provenance"]["commit"][:7] in out and run_files.commit()[:7] in out
+    assert record["provenance"]["commit"][:7] in out and provenance.commit()[:7] in out
     assert "estimate for 4 runs" in err and "activations: those in" in err
 
 
@@ -207,7 +208,7 @@ def test_experiments_ids_and_length_restrict_the_choice(world, capsys):
 
 
 def test_ctrl_c_shows_what_was_compared_and_leaves_nothing(world, monkeypatch, capsys):
-    source, first, second = runner.Site.batches, *retrain.choose((r.id for r in RUNS), 2, 3)
+    source, first, second = site.Site.batches, *retrain.choose((r.id for r in RUNS), 2, 3)
 
     def press(self, run):
         def read(step):
@@ -217,7 +218,7 @@ def test_ctrl_c_shows_what_was_compared_and_leaves_nothing(world, monkeypatch, c
 
         return read
 
-    monkeypatch.setattr(runner.Site, "batches", press)
+    monkeypatch.setattr(site.Site, "batches", press)
     before = contents(world)
     assert gsae("--runs", "2", "--seed", "3") == 130
     out, err = capsys.readouterr()

@@ -9,14 +9,15 @@ import torch
 
 from gsae import train
 from gsae.evidence import metrics as stats
-from gsae.evidence import result_files, run_files
-from gsae.experiments import remake, retrain, run_follow_ups, runner, sweeps
-from gsae.experiments.runner import Site
-from gsae.experiments.sweeps import Run, grid
+from gsae.evidence import provenance, result_files, run_files
+from gsae.evidence.run import Run, grid
+from gsae.experiments import estimate, retrain, run_follow_ups, runner, sweeps
+from gsae.experiments.site import Site
 from gsae.lm.models import LM
 from gsae.saes import files as sae_files
 from gsae.saes.toy import SparseData
-from gsae.system.wheels import cache_dir
+from gsae.system import distributed
+from gsae.system.files import cache_dir
 
 WORLD = SparseData(n=12, features=20, l0=2.0, seed=1)
 VOCAB = 600
@@ -147,7 +148,7 @@ def test_missing_weights_and_other_sites_are_explained(site):
 def recorded(site):
     """Two runs of one stack, trained, evaluated and on record."""
     runs = grid(site.run, lam=[0.1, 0.3])
-    runner.train_site(site, [runs], "smoke", False, runner.ALONE, "own")
+    runner.train_site(site, [runs], "smoke", False, distributed.ALONE, "own")
     return runs
 
 
@@ -155,13 +156,13 @@ def test_weights_that_are_gone_are_made_again(site, recorded, monkeypatch):
     files, first = [run_files.find(run.id, "smoke") for run in recorded], sae_files.load(recorded[1].id)
     before = [file.read_bytes() for file in files]
     sae_files.weights(recorded[1].id).unlink()
-    assert remake.remake(recorded, site, "smoke") == []
+    assert retrain.remake(recorded, site, "smoke") == []
     again = sae_files.load(recorded[1].id)
     assert torch.allclose(again.W_dec, first.W_dec, atol=1e-3)
-    assert again.about["again"]["commit"] == run_files.commit() and "again" not in first.about
+    assert again.about["again"]["commit"] == provenance.commit() and "again" not in first.about
     assert [file.read_bytes() for file in files] == before and not list((cache_dir() / "checkpoints").glob("*"))
-    monkeypatch.setattr(remake, "train", None)  # nothing is gone
-    assert remake.remake(recorded, site, "smoke") == []
+    monkeypatch.setattr(retrain, "train", None)  # nothing is gone
+    assert retrain.remake(recorded, site, "smoke") == []
 
 
 def test_weights_that_do_not_agree_with_the_record_are_not_kept(site, recorded, capsys):
@@ -169,15 +170,15 @@ def test_weights_that_do_not_agree_with_the_record_are_not_kept(site, recorded, 
         sae_files.weights(run.id).unlink()
     other = WORLD.sample(200, seed=5)[0]
     site.store.batch = lambda step, batch, seed: other  # as if the text were another
-    assert remake.remake(recorded, site, "smoke") == recorded
-    assert all(map(remake.weightless, recorded))
+    assert retrain.remake(recorded, site, "smoke") == recorded
+    assert all(map(retrain.weightless, recorded))
     assert f"run {recorded[1].id}, trained again, is not the one on record" in capsys.readouterr().err
 
 
 def test_a_whole_experiment_goes_on_without_the_run_that_does_not_agree(site, recorded, monkeypatch):
     monkeypatch.setitem(sweeps.EXPERIMENTS, "same_width", lambda at: recorded)
     monkeypatch.setattr(run_follow_ups, "sites", lambda made: [(site, list(made))])
-    monkeypatch.setattr(run_follow_ups, "check", lambda runs, at, cache, **of: asked.append(list(runs)))
+    monkeypatch.setattr(estimate, "check", lambda runs, at, cache, **of: asked.append(list(runs)))
     asked, compare = [], retrain.compare
     for run in recorded:
         sae_files.weights(run.id).unlink()
@@ -186,7 +187,7 @@ def test_a_whole_experiment_goes_on_without_the_run_that_does_not_agree(site, re
         return compare(record, metrics).assign(passed=record["id"] != recorded[0].id)
 
     monkeypatch.setattr(retrain, "compare", strict)
-    with pytest.raises(run_files.EvidenceError, match=f"^{recorded[0].id}: no weights that agree"):
+    with pytest.raises(provenance.EvidenceError, match=f"^{recorded[0].id}: no weights that agree"):
         run_follow_ups.run("controls", scale="smoke")
     assert asked == [recorded]
     df = result_files.load("controls", "smoke")

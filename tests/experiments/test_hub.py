@@ -27,11 +27,12 @@ from transformers import (
 
 import gsae
 from gsae.cli import main
+from gsae.evidence.run import Run, both, grid
 from gsae.experiments import share, sweeps
-from gsae.experiments.sweeps import Run, both, grid
 from gsae.lm import corpus
 from gsae.lm import models as lms
-from gsae.saes import files as sae_files
+from gsae.lm import names as lm_names
+from gsae.saes import files as files_module
 from gsae.system import hub_access
 
 V, D, D_MLP, HEADS, CONTEXT = 37, 24, 40, 3, 16
@@ -87,7 +88,7 @@ configs:
   data_files: [{split: train, path: data/validation.jsonl}]
 ---
 """
-PINS = {spec.source: spec.revision for spec in lms.NAMES.values() if spec.source}
+PINS = {spec.source: spec.revision for spec in lm_names.NAMES.values() if spec.source}
 
 
 def text(folder):
@@ -195,8 +196,8 @@ def plain_ce(folder, dataset):
     ],
 )
 def test_chapter_04_runs_on_a_hub_model_and_text_from_the_cache(offline, repositories, monkeypatch, name, source, site):
-    pin = PINS[source] if name in lms.NAMES else "a" * 40
-    cached(source, repositories[source], pin, ref="main" if name not in lms.NAMES else "newer")
+    pin = PINS[source] if name in lm_names.NAMES else "a" * 40
+    cached(source, repositories[source], pin, ref="main" if name not in lm_names.NAMES else "newer")
     for repo in ("someone/words", "datasets/some/dataset"):
         cached(repo, repositories[repo])
     runs = chapter_04(name, site)
@@ -246,12 +247,12 @@ def test_a_revision_is_part_of_the_name_or_pinned(offline, repositories, monkeyp
     assert lms.load("gelu-1l@old", "cpu").commit == "d" * 40
     with pytest.raises(lms.ModelError, match="GELU_1L512W_C4_Code is not in"):
         lms.load("gelu-1l", "cpu")
-    monkeypatch.setitem(lms.TOKENIZERS, "someone/words", "e" * 40)  # a pinned tokenizer
+    monkeypatch.setitem(lm_names.TOKENIZERS, "someone/words", "e" * 40)  # a pinned tokenizer
     with pytest.raises(lms.ModelError):
         lms.tokenizer("gelu-1l@old")
     cached("someone/words", repositories["someone/words"], "e" * 40, ref="pinned")
     assert lms.tokenizer("gelu-1l@old")("w3").input_ids == [3]
-    monkeypatch.setitem(lms.NAMES, "pythia-2.8b", lms.NAMES["pythia-2.8b"]._replace(revision="step3"))
+    monkeypatch.setitem(lm_names.NAMES, "pythia-2.8b", lm_names.NAMES["pythia-2.8b"]._replace(revision="step3"))
     assert lms.load("pythia-2.8b", "cpu").commit == "b" * 40
     assert lms.load("pythia-2.8b@main", "cpu").commit == "a" * 40
     one, other = Run(lm="pythia-2.8b@step3"), Run(lm="pythia-2.8b@main")
@@ -260,10 +261,10 @@ def test_a_revision_is_part_of_the_name_or_pinned(offline, repositories, monkeyp
 
 def test_what_the_scales_read_from_the_hub_is_pinned():
     commit = re.compile("[0-9a-f]{40}")
-    assert len(PINS) == 3 and all(commit.fullmatch(pin) for pin in [*PINS.values(), *lms.TOKENIZERS.values()])
+    assert len(PINS) == 3 and all(commit.fullmatch(pin) for pin in [*PINS.values(), *lm_names.TOKENIZERS.values()])
     for at in ("gpu", "paper"):
         for run in sweeps.runs("pareto", at):
-            assert commit.fullmatch(hub_access.split(run.text)[1]) and run.lm in lms.NAMES
+            assert commit.fullmatch(hub_access.split(run.text)[1]) and run.lm in lm_names.NAMES
 
 
 def test_a_path_is_no_revision(tmp_path):
@@ -343,7 +344,7 @@ def test_a_refusal_of_the_hub_is_told_in_words(served, monkeypatch, refused, tok
     served.refused = refused
     with pytest.raises(lms.ModelError, match=f"(?s)'gemma-7b'.*{message}.*need no hub"):
         lms.load("gemma-7b", "cpu")
-    with pytest.raises(share.HubError, match=f"(?s)cannot pull google/gemma-7b: .*{message}"):
+    with pytest.raises(files_module.HubError, match=f"(?s)cannot pull google/gemma-7b: .*{message}"):
         gsae.load("google/gemma-7b")
 
 
@@ -367,7 +368,7 @@ def test_no_network_and_offline_mode_are_told_apart(served, repositories, monkey
     served.close()
     for error, call in (
         (lms.ModelError, lambda: lms.load("gemma-7b", "cpu")),
-        (share.HubError, lambda: gsae.load("google/gemma-7b")),
+        (files_module.HubError, lambda: gsae.load("google/gemma-7b")),
         (corpus.CorpusError, lambda: corpus.hub_blocks(tokenizer, "google/gemma-7b", 8, 3)),
     ):
         with monkeypatch.context() as patch, pytest.raises(error, match="could not be reached: check the network"):
@@ -453,7 +454,7 @@ def test_the_card_has_the_numbers_of_the_record_and_runs_as_written(trained, tmp
     for fact in (run.id, "`mlp_out` of layer 0", "2,048 tokens of some/dataset", "| lam | 0.1 |"):
         assert fact in card
     code = re.search(r"```python\n(.*?)```", card, re.S)[1]
-    monkeypatch.setattr(share, "pull", lambda name: folder)
+    monkeypatch.setattr(files_module, "pull", lambda name: folder)
     x = torch.randn(7, D)
     scope = {"x": x}
     exec(code, scope)
@@ -464,11 +465,11 @@ def test_the_card_has_the_numbers_of_the_record_and_runs_as_written(trained, tmp
 def test_a_push_that_cannot_be_is_told_in_words(trained, served, tmp_path, monkeypatch):
     run, _ = trained
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with pytest.raises(share.HubError, match="no model owner/name|refused"):
+    with pytest.raises(files_module.HubError, match="no model owner/name|refused"):
         share.push(run.id, "owner/name")
-    with pytest.raises(share.HubError, match="run 0123456789ab has no evidence.*`gsae run`"):
+    with pytest.raises(files_module.HubError, match="run 0123456789ab has no evidence.*`gsae run`"):
         share.push("0123456789ab", "owner/name")
-    sae_files.weights(run.id).unlink()
+    files_module.weights(run.id).unlink()
     with pytest.raises(FileNotFoundError, match="Weights are not in git"):
         share.push(run.id, "owner/name")
 
@@ -481,5 +482,5 @@ def test_load_names_what_it_did_not_find(offline, tmp_path, repositories):
     with pytest.raises(FileNotFoundError, match="gsae.saes.interop.load"):
         gsae.load(tmp_path)
     cached("someone/words", repositories["someone/words"])
-    with pytest.raises(share.HubError, match="holds no sae.safetensors: it was not pushed by gsae"):
+    with pytest.raises(files_module.HubError, match="holds no sae.safetensors: it was not pushed by gsae"):
         gsae.load("someone/words")

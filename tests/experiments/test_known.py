@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gsae.evidence import result_files
-from gsae.experiments import run_known_dictionary
+from gsae.experiments import follow_ups, run_known_dictionary
 from gsae.saes import BaselineSAE
 from gsae.saes.toy import SparseData
 
@@ -75,7 +75,7 @@ def test_nothing_found_gives_numbers(orthonormal):
 
 def test_a_small_study_is_computed_once_and_shows_shrinkage(monkeypatch):
     small = dict(n=20, features=24, tokens=100_000, batch=128, lr=1e-2, l0=(2.0,), noise=(0.0,), seeds=1, lam=(0.5,))
-    monkeypatch.setitem(run_known_dictionary.GRID, "smoke", small)
+    monkeypatch.setitem(follow_ups.GRID, "smoke", small)
     monkeypatch.setenv("GSAE_TRAIN", "never")
     assert run_known_dictionary.run("smoke").empty
     monkeypatch.delenv("GSAE_TRAIN")
@@ -92,5 +92,5 @@ def test_a_small_study_is_computed_once_and_shows_shrinkage(monkeypatch):
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu", "paper"])
 def test_every_scale_lists(scale):
-    cells = run_known_dictionary.grid(scale)
+    cells = follow_ups.grid(scale)
     assert len({result_files.result_id("known", s, 1) for s in cells}) == len(cells)

@@ -19,12 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import gsae.saes.base
 from gsae import cli
 from gsae.evidence import run_files
-from gsae.experiments import cost, estimate, paper_scale, plan, smollm2_sites, sweeps
-from gsae.experiments.sweeps import Run, wider
-from gsae.lm import models
+from gsae.evidence.run import Run, wider
+from gsae.experiments import cost, estimate, gpu_parts, limits, paper_scale, plan, settings, sweeps
+from gsae.lm import names
 from gsae.saes import GatedSAE
 from gsae.training.closed_form import closed_form
-from gsae.training.loop import Plan, Stack
+from gsae.training.schedule import Plan
+from gsae.training.stack import Stack
 
 # The models' public shapes, as their configs on the hub give them.
 CONFIGS = {
@@ -98,7 +99,7 @@ def no_initial_rows(monkeypatch):
 def stack_plan(run, **changes):
     switches = tuple(sorted(run.switches.items()))
     options = dict(switches=switches, resample=run.resample, device="meta") | changes
-    return Plan(run.arch, cost.width(run), run.M, (0.1, 0.2, 0.3), run.steps, run.batch, run.lr, **options)
+    return Plan(run.arch, limits.width(run), run.M, (0.1, 0.2, 0.3), run.steps, run.batch, run.lr, **options)
 
 
 PAPER = [r for r in paper_scale.sites() if r.layer in (0, 20)]
@@ -118,7 +119,7 @@ def test_what_a_stack_holds(run, no_initial_rows):
 def test_what_a_step_adds(run, no_initial_rows):
     with torch.device("meta"):
         w = {k: v.detach() for k, v in stack_plan(run).sae().named_parameters()}
-        x, lam = torch.empty(run.batch, cost.width(run)), torch.empty(1, 1)
+        x, lam = torch.empty(run.batch, limits.width(run)), torch.empty(1, 1)
     with Peak() as peak:
         grads = closed_form(run.arch, peak.fused)(w, x, lam, torch.bfloat16)
     assert grads and cost.step_bytes(run) == pytest.approx(peak.bytes, rel=0.05)
@@ -128,14 +129,14 @@ def test_what_a_step_adds(run, no_initial_rows):
 def test_what_an_evaluation_adds(run, no_initial_rows):
     with torch.device("meta"):
         sae = stack_plan(run).sae().requires_grad_(False)
-        x = torch.empty(cost.rows_at_once(run.M, 4096), cost.width(run))
+        x = torch.empty(limits.rows_at_once(run.M, 4096), limits.width(run))
     weights = sum(p.numel() * p.element_size() for p in sae.parameters())
     with Peak() as peak:
         f = sae.encode(x)
         on = (f > 0).float()  # as in metrics
         sae.decode(f)
-    codes = 20 * min(cost.CODES, 4096 * run.M)
-    assert f.numel() <= cost.CODES and on.shape == f.shape and 0.4 * codes < peak.bytes < codes
+    codes = 20 * min(limits.CODES, 4096 * run.M)
+    assert f.numel() <= limits.CODES and on.shape == f.shape and 0.4 * codes < peak.bytes < codes
     assert cost.work_bytes(run, 1, lm=False) >= weights + codes and cost.work_bytes(run, 9, lm=False) == 9 * weights
     more = weights + cost.splice_bytes(run) + cost.forward_bytes(run)
     assert cost.work_bytes(run, 1) >= max(more, cost.step_bytes(run) + cost.forward_bytes(run, logits=False))
@@ -144,12 +145,12 @@ def test_what_an_evaluation_adds(run, no_initial_rows):
 @pytest.mark.parametrize("name", ["pythia-2.8b", "gemma-7b"])
 def test_what_a_forward_pass_adds(name):
     run = next(r for r in paper_scale.sites() if r.lm == name)
-    tokens = torch.empty(cost.blocks_per_pass(run.context), run.context, dtype=torch.long, device="meta")
+    tokens = torch.empty(limits.blocks_per_pass(run.context), run.context, dtype=torch.long, device="meta")
     model = on_meta(name, num_hidden_layers=2, use_cache=False)
     mask = torch.empty(len(tokens), 1, run.context, run.context, dtype=torch.bfloat16, device="meta")
     with Peak() as peak:
         logits = model(tokens, attention_mask=mask).logits
-    assert logits.shape[-1] == cost.shape(name).vocab
+    assert logits.shape[-1] == limits.shape(name).vocab
     assert peak.bytes < cost.forward_bytes(run) < 2.5 * peak.bytes
 
 
@@ -165,7 +166,7 @@ def test_operations_of_a_step(switches):
     options = dict(device="cpu", dtype="float32", lam_warmup=0.0)
     stack = Stack(replace(stack_plan(run, **options), lams=(0.1, 0.2)))
     with FlopCounterMode(display=False) as counter:
-        stack.train_step(torch.randn(run.batch, cost.width(run)))
+        stack.train_step(torch.randn(run.batch, limits.width(run)))
     assert 2 * cost.step_flops(run) == pytest.approx(counter.get_total_flops(), rel=0.01)
     if not switches:
         assert cost.step_flops(run) == 14 * 576 * 301 * 256
@@ -182,19 +183,19 @@ def test_operations_of_the_language_model(name):
     changes = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=heads, intermediate_size=80, vocab_size=301)
     changes |= {"num_key_value_heads": kv, "head_dim": 40} if kv else {}
     model, d_head = on_meta(name, **changes), 40 if kv else 12
-    shape = cost.Shape(3, 48, heads, d_head, 80, 301, kv, gated_mlp=bool(kv), tied=bool(kv))
+    shape = limits.Shape(3, 48, heads, d_head, 80, 301, kv, gated_mlp=bool(kv), tied=bool(kv))
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, 23, dtype=torch.long, device="meta"))
     assert shape.flops(23) * 2 * 23 == pytest.approx(counter.get_total_flops(), rel=0.01)
     assert shape.parameters == sum(p.numel() for p in model.parameters() if p.dim() > 1)  # biases and norms left out
 
 
-@pytest.mark.parametrize("site", models.SITES)
+@pytest.mark.parametrize("site", names.SITES)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_operations_of_a_harvest_end_at_the_site(site, layer):
     from test_activations import D_HEAD, D_MLP, D, V, make
 
-    shape, tokens = cost.Shape(2, D, 2, D_HEAD, D_MLP, V), torch.randint(V, (3, 16))
+    shape, tokens = limits.Shape(2, D, 2, D_HEAD, D_MLP, V), torch.randint(V, (3, 16))
     model = make()
     assert shape.n(site) == model.d(site)
     with FlopCounterMode(display=False) as counter:
@@ -219,9 +220,9 @@ def test_the_papers_sites():
         )
         assert stack_plan(gated).events == [25_000, 50_000, 75_000, 100_000] and stack_plan(gated).window == 12_500
         assert stack_plan(gated, lam_warmup=gated.lam_warmup).lam_share(0) == 1
-        assert gated.context == models.NAMES[gated.lm].context
-        assert gated.layer < cost.shape(gated.lm).layers
-    assert {cost.width(r) for r in sites if r.site == "attn_z"} == {2560, 4096}
+        assert gated.context == names.NAMES[gated.lm].context
+        assert gated.layer < limits.shape(gated.lm).layers
+    assert {limits.width(r) for r in sites if r.site == "attn_z"} == {2560, 4096}
 
 
 def test_a_sweep_of_the_paper_has_both_arms_at_every_site():
@@ -260,37 +261,39 @@ def test_lambdas_are_converted_where_the_norm_is_known():
 
 
 def test_parts_hold_every_run_once_and_fit():
-    gpu = plan.GPUS["h100"]
-    for stack in estimate.stacks(paper_scale.runs()):
-        cut = plan.parts(stack, gpu)
+    gpu = gpu_parts.GPUS["h100"]
+    for stack in cost.stacks(paper_scale.runs()):
+        cut = gpu_parts.parts(stack, gpu)
         assert [r for part in cut for r in part.runs] == stack
-        assert all(part.fits and sum(part.memory.values()) <= gpu.memory * 1e9 * plan.USABLE for part in cut)
+        assert all(part.fits and sum(part.memory.values()) <= gpu.memory * 1e9 * gpu_parts.USABLE for part in cut)
         larger = [len(stack) / k for k in range(1, len(cut))]  # fewer parts, of more runs each
         fixed = {k: v for k, v in cut[0].memory.items() if k not in ("SAEs", "work")}
         for runs in larger:
-            memory = plan._memory(stack[0], math.ceil(runs), fixed)
-            assert sum(memory.values()) > gpu.memory * 1e9 * plan.USABLE
+            memory = gpu_parts._memory(stack[0], math.ceil(runs), fixed)
+            assert sum(memory.values()) > gpu.memory * 1e9 * gpu_parts.USABLE
 
 
 @pytest.mark.parametrize("total, most", [(6, 4), (7, 2), (8, 3), (10, 4), (10, 3), (13, 5), (5, 9)])
 def test_what_is_left_of_a_stack_is_cut_as_before(total, most):
     stack = [Run(lam=0.01 * (i + 1)) for i in range(total)]
-    whole = [part.runs for part in plan._cut(stack, most, {}, "", 0)]
+    whole = [part.runs for part in gpu_parts._cut(stack, most, {}, "", 0)]
     assert sum(whole, ()) == tuple(stack) and max(map(len, whole)) <= most and len(whole) == -(-total // most)
     assert max(map(len, whole)) - min(map(len, whole)) <= 1
     for done in range(1, len(whole)):
         rest = stack[sum(map(len, whole[:done])) :]
-        assert [part.runs for part in plan._cut(rest, most, {}, "", 0)] == whole[done:]
+        assert [part.runs for part in gpu_parts._cut(rest, most, {}, "", 0)] == whole[done:]
 
 
 def test_where_the_language_model_is_can_be_settled():
     stack = [r for r in paper_scale.runs() if (r.lm, r.site, r.layer, r.arch) == ("gemma-7b", "mlp_out", 6, "gated")]
-    free = plan.parts(stack, plan.GPU(30, 100, 1))
+    free = gpu_parts.parts(stack, gpu_parts.GPU(30, 100, 1))
     assert free[0].lm_gpus == 1
-    beside = plan.parts(stack, plan.GPU(30, 100, 1), apart=False)
-    assert not beside[0].fits and sum(beside[0].memory.values()) > 30e9 * plan.USABLE  # it counts all that is there
-    assert plan.parts(stack, plan.GPU(200, 100, 1), apart=True)[0].lm_gpus == 1
-    assert plan.parts(stack, plan.GPU(200, 100, 1))[0].lm_gpus == 0
+    beside = gpu_parts.parts(stack, gpu_parts.GPU(30, 100, 1), apart=False)
+    assert (
+        not beside[0].fits and sum(beside[0].memory.values()) > 30e9 * gpu_parts.USABLE
+    )  # it counts all that is there
+    assert gpu_parts.parts(stack, gpu_parts.GPU(200, 100, 1), apart=True)[0].lm_gpus == 1
+    assert gpu_parts.parts(stack, gpu_parts.GPU(200, 100, 1))[0].lm_gpus == 0
 
 
 @pytest.mark.parametrize(
@@ -301,35 +304,35 @@ def test_where_the_language_model_is_can_be_settled():
     ],
 )  # fmt: skip
 def test_a_card_is_known_by_its_drivers_name(card, key, record):
-    assert plan.named(card) == key
+    assert gpu_parts.named(card) == key
     record(device="cpu")
     speed, source = estimate.measured("cpu", "cuda", card)
-    assert speed == (plan.GPUS[key].tflops * 1e12 * plan.UTILISATION if key else estimate.SPEED["cuda"])
+    assert speed == (gpu_parts.GPUS[key].tflops * 1e12 * gpu_parts.UTILISATION if key else estimate.SPEED["cuda"])
     assert source.startswith(f"assumed of a {key.upper()}" if key else "assumed")
 
 
 def test_chapters_04_to_06_at_gpu_scale_fit_a_t4_and_two_hours():
-    t4, free = plan.GPUS["t4"], 12e9  # Colab's host memory is 12.7 GB, a free Drive 15 GB
+    t4, free = gpu_parts.GPUS["t4"], 12e9  # Colab's host memory is 12.7 GB, a free Drive 15 GB
     named = ("pareto", "longer", "ablations", "resampling")
     runs = list(dict.fromkeys(r for name in named for r in sweeps.runs(name, "gpu")))
     assert {r.lm for r in runs} == {"gelu-1l"} and len(runs) > 30
-    need = estimate.estimate(runs, t4.tflops * 1e12 * plan.UTILISATION, "cuda", gpu_memory=t4.memory * 1e9)
+    need = estimate.estimate(runs, t4.tflops * 1e12 * gpu_parts.UTILISATION, "cuda", gpu_memory=t4.memory * 1e9)
     assert need.seconds < 1.75 * 3600  # what is left is for compilation, and for reading the text
-    assert need.gpu < t4.memory * 1e9 * plan.USABLE and need.host < free and need.disk < free
-    assert all(cost.streams(r) for r in runs if r.site == "mlp_neurons")  # no large store to fill the Drive
-    one = plan.report("pareto at scale gpu", sweeps.runs("pareto", "gpu"), "t4", t4, 1, plan.UTILISATION)
+    assert need.gpu < t4.memory * 1e9 * gpu_parts.USABLE and need.host < free and need.disk < free
+    assert all(limits.streams(r) for r in runs if r.site == "mlp_neurons")  # no large store to fill the Drive
+    one = plan.report("pareto at scale gpu", sweeps.runs("pareto", "gpu"), "t4", t4, 1, gpu_parts.UTILISATION)
     assert "PFLOP" in one and "dense fp32" in one and one.endswith("With: gsae run pareto --scale gpu")
 
 
 def test_what_is_placed_elsewhere_when_memory_is_short():
     stack = [r for r in paper_scale.runs() if (r.lm, r.site, r.layer, r.arch) == ("gemma-7b", "mlp_out", 6, "gated")]
-    where = {m: plan.parts(stack, plan.GPU(m, 100, 1))[0].where for m in (200, 64, 30, 18, 12)}
+    where = {m: gpu_parts.parts(stack, gpu_parts.GPU(m, 100, 1))[0].where for m in (200, 64, 30, 18, 12)}
     assert where[200] == "" and "buffer" in where[64] + where[30]
     assert "LM on" in where[30] and "LM on" in where[18] and where[12] == "does not fit"
     need = cost.held_bytes(stack[0]) + cost.work_bytes(stack[0], 1, lm=False)
-    assert not plan.parts(stack, plan.GPU(need / 1e9 / plan.USABLE * 0.99, 100, 1))[0].fits
-    assert plan.parts(stack, plan.GPU(need / 1e9 / plan.USABLE * 1.01, 100, 1))[0].fits
-    text = plan.report("x", stack, "small", plan.GPU(12, 100, 1), 1, 0.4)
+    assert not gpu_parts.parts(stack, gpu_parts.GPU(need / 1e9 / gpu_parts.USABLE * 0.99, 100, 1))[0].fits
+    assert gpu_parts.parts(stack, gpu_parts.GPU(need / 1e9 / gpu_parts.USABLE * 1.01, 100, 1))[0].fits
+    text = plan.report("x", stack, "small", gpu_parts.GPU(12, 100, 1), 1, 0.4)
     assert "DOES NOT FIT: 6 runs need a GPU of 16 GB at least" in text
 
 
@@ -342,13 +345,13 @@ def test_sharing_out():
 
 def test_hours_are_operations_over_rate():
     run = Run(tokens=2048, eval_tokens=128, ce_tokens=128)
-    (part,) = plan.parts([run], plan.GPU(80, 100, 2))
+    (part,) = gpu_parts.parts([run], gpu_parts.GPU(80, 100, 2))
     expected = {
         "train": 14 * 576 * 2304 * 2048,
-        "harvest": 2048 * cost.shape("smollm2").flops(128, "mlp_out", 8),
+        "harvest": 2048 * limits.shape("smollm2").flops(128, "mlp_out", 8),
     }
     assert {k: part.flops[k] for k in expected} == expected
-    assert plan.hours(part, plan.GPU(80, 100, 2), 0.5) == pytest.approx(sum(part.flops.values()) / 5e13 / 3600)
+    assert plan.hours(part, gpu_parts.GPU(80, 100, 2), 0.5) == pytest.approx(sum(part.flops.values()) / 5e13 / 3600)
 
 
 def test_the_command_prints_a_plan_without_torch():
@@ -357,7 +360,16 @@ def test_the_command_prints_a_plan_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for word in ("gelu-1l", "GPU-hours", "Disk:", "Sharding:", "With: torchrun", plan.DATED, "80 GB", "989 TFLOP/s"):
+    for word in (
+        "gelu-1l",
+        "GPU-hours",
+        "Disk:",
+        "Sharding:",
+        "With: torchrun",
+        gpu_parts.DATED,
+        "80 GB",
+        "989 TFLOP/s",
+    ):
         assert word in done.stdout
 
 
@@ -415,7 +427,7 @@ def test_an_estimate_adds_up(tmp_path):
     runs = [Run(lam=v) for v in (0.1, 0.2)] + [Run(lam=0.1, layer=20)]
     whole = estimate.estimate(runs, 1e10, cache=tmp_path)
     assert estimate.estimate(runs, 2e10).seconds == whole.seconds / 2
-    rows = cost.store_rows(runs[0])
+    rows = limits.store_rows(runs[0])
     assert rows % 127 == 0 and 1_026_048 <= rows < 1_026_048 + 127
     stores, held = 2 * rows * 576 * 2, cost.held_bytes(runs[0])
     assert whole.disk == stores + 3 * 4 * cost.parameters(runs[0]) + 2 * 2 * held
@@ -426,12 +438,12 @@ def test_an_estimate_adds_up(tmp_path):
     # One stack after another: the larger one counts. On a GPU, only held-out activations stay on the host.
     assert estimate.estimate(runs[:2], 1e10).host == whole.host > estimate.estimate(runs[2:], 1e10).host
     gpu = estimate.estimate(runs, 1e10, "cuda")
-    assert gpu.host == estimate.BASE + cost.held_out_bytes(runs[0]) + cost.state_bytes(runs[0], 2)
-    assert gpu.gpu == whole.host - estimate.BASE - cost.held_out_bytes(runs[0])
-    small = estimate.estimate(runs[:2], 1e10, "cuda", gpu_memory=(gpu.gpu - 1) / plan.USABLE)  # one SAE at a time
+    assert gpu.host == cost.BASE + cost.held_out_bytes(runs[0]) + cost.state_bytes(runs[0], 2)
+    assert gpu.gpu == whole.host - cost.BASE - cost.held_out_bytes(runs[0])
+    small = estimate.estimate(runs[:2], 1e10, "cuda", gpu_memory=(gpu.gpu - 1) / gpu_parts.USABLE)  # one SAE at a time
     assert small.gpu == gpu.gpu - held and small.seconds == estimate.estimate(runs[:2], 1e10, "cuda").seconds
     long = [replace(r, tokens=30_000_000) for r in runs[:2]]  # streamed: each part reads the text again
-    whole, cut = (estimate.estimate(long, 1, "cuda", gpu_memory=m) for m in (1e18, (gpu.gpu - 1) / plan.USABLE))
+    whole, cut = (estimate.estimate(long, 1, "cuda", gpu_memory=m) for m in (1e18, (gpu.gpu - 1) / gpu_parts.USABLE))
     assert cut.seconds - whole.seconds == cost.harvest_flops(long[0]) and cut.gpu < whole.gpu
     assert estimate.estimate(runs[:1], 1e10).seconds * 1e10 == (
         cost.train_flops(runs[0]) + cost.harvest_flops(runs[0]) + cost.site_flops(runs[0])
@@ -445,19 +457,19 @@ def test_hub_text_is_kept_on_disk_alone():
         estimate.estimate([run], 1e10, "cuda").host
         == estimate.estimate([replace(run, tokens=10**8)], 1e10, "cuda").host
     )
-    assert estimate.disk_bytes([run, replace(run, lam=0.3)])["text"] == 4_000_000_000
-    assert estimate.disk_bytes([Run()])["text"] == 0
+    assert cost.disk_bytes([run, replace(run, lam=0.3)])["text"] == 4_000_000_000
+    assert cost.disk_bytes([Run()])["text"] == 0
 
 
 def test_a_long_run_streams_and_takes_no_store():
-    long = replace(Run(), tokens=cost.STREAM_ABOVE + 1)
-    assert cost.streams(long) and not cost.streams(Run())
-    assert estimate.disk_bytes([long])["stores"] == 0 < estimate.disk_bytes([Run()])["stores"]
+    long = replace(Run(), tokens=limits.STREAM_ABOVE + 1)
+    assert limits.streams(long) and not limits.streams(Run())
+    assert cost.disk_bytes([long])["stores"] == 0 < cost.disk_bytes([Run()])["stores"]
     assert estimate.estimate([long], 1e10).host > estimate.estimate([Run()], 1e10).host + 576 * 2 * 900_000
-    hub = replace(Run(), text="some/data", tokens=cost.STORE // (2 * 576))
-    assert not cost.streams(hub) and cost.streams(replace(hub, tokens=hub.tokens + 1))
+    hub = replace(Run(), text="some/data", tokens=limits.STORE // (2 * 576))
+    assert not limits.streams(hub) and limits.streams(replace(hub, tokens=hub.tokens + 1))
     unknown = replace(hub, lm="other/model")
-    assert not cost.streams(unknown) and cost.streams(replace(unknown, tokens=cost.STREAM_ABOVE + 1))
+    assert not limits.streams(unknown) and limits.streams(replace(unknown, tokens=limits.STREAM_ABOVE + 1))
 
 
 @pytest.mark.parametrize("what", ["disk", "memory", "GPU memory"])
@@ -547,9 +559,9 @@ def test_the_ends_of_the_grids_are_part_of_chapter_4_and_without_resampling_of_c
     assert {run for run in ends if not run.resample} <= set(sweeps.runs("resampling", "cpu"))
     assert {run.seed for run in usual if run.site == "resid_post"} == {0, 1}
     assert {run.lam for run in usual if run.arch == "gated"} == {
-        v for lams in smollm2_sites.SITE_ENDS.values() for v in lams
+        v for lams in settings.SITE_ENDS.values() for v in lams
     }
-    monkeypatch.setattr(smollm2_sites, "SITE_ENDS", {})
+    monkeypatch.setattr(settings, "SITE_ENDS", {})
     before = sweeps.runs("sites", "cpu")
     assert not set(ends) & set(before) and at_all == {*before, *usual}
 

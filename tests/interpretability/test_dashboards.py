@@ -17,7 +17,8 @@ from gsae.interpretability import dashboards
 from gsae.interpretability.examples import scan
 from gsae.interpretability.latent_files import DataError, load, quantiles, save, slim, validate
 from gsae.interpretability.latents import collect
-from gsae.lm.models import LM, SITES
+from gsae.lm.models import LM
+from gsae.lm.names import SITES
 
 N, T, K, V, BEFORE, AFTER = 13, 11, 5, 37, 3, 2
 D, HEADS, D_HEAD, D_MLP = 24, 3, 8, 40

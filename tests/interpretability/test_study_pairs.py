@@ -12,7 +12,8 @@ import study_data
 
 from gsae.cli import main
 from gsae.evidence import metrics as stats
-from gsae.evidence import run_files
+from gsae.evidence import provenance, run_files
+from gsae.evidence import run as run_module
 from gsae.evidence import sums as metrics
 from gsae.experiments import sweeps
 from gsae.interpretability import match_l0, matched_pairs, rating_files, score_tables
@@ -242,7 +243,7 @@ def recorded(run, l0, at="smoke", under="pilot"):
         "schema": 1, "recipe": 1, "id": run.id, "experiment": under, "scale": at, "run": dataclasses.asdict(run),
         "metrics": stats.ratios(sums) | {"dead_fraction": 0.0}, "sums": {k: v.tolist() for k, v in sums.items()},
         "curve": {"columns": [], "rows": []}, "density": {"edges": [-1.0, 0.0], "counts": [1], "dead": 0},
-        "provenance": run_files.provenance("cpu", 1.0, *sweeps.sources(run.lm, run.context)),
+        "provenance": provenance.provenance("cpu", 1.0, *run_module.sources(run.lm, run.context)),
     }, force=True)  # fmt: skip
 
 
@@ -252,8 +253,8 @@ def own_record(tmp_path, monkeypatch):
 
 
 def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
-    gated = sweeps.Run(lam=0.1, M=2304)
-    baseline = sweeps.wider(replace(gated, lam=0.2))
+    gated = run_module.Run(lam=0.1, M=2304)
+    baseline = run_module.wider(replace(gated, lam=0.2))
     recorded(replace(gated, freeze="none"), 50)  # an ablation
     recorded(replace(gated, seed=1), 50)
     recorded(replace(baseline, M=2304), 50)  # as wide as the gated SAE
@@ -269,8 +270,8 @@ def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
 
 @pytest.mark.parametrize("force", [False, True])
 def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch, force):
-    gated, command = sweeps.Run(lam=0.1), ["study", "pairs", "--scale", "cpu", "--experiment", "few", "--train"]
-    grid = [replace(sweeps.wider(gated), lam=lam) for lam in (0.05, 0.3)]
+    gated, command = run_module.Run(lam=0.1), ["study", "pairs", "--scale", "cpu", "--experiment", "few", "--train"]
+    grid = [replace(run_module.wider(gated), lam=lam) for lam in (0.05, 0.3)]
     for run, l0 in ((gated, 51), (grid[0], 160), (grid[1], 14)):
         recorded(run, l0, "cpu")
     recorded(replace(gated, layer=20, lam=0.3), 10, "cpu")  # another place, of another experiment
@@ -283,7 +284,7 @@ def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch,
         for run in runs:
             recorded(run, 53, "cpu")
 
-    monkeypatch.setattr("gsae.run", train)
+    monkeypatch.setattr("gsae.experiments.runner.run", train)
     monkeypatch.setitem(sweeps.EXPERIMENTS, "few", lambda scale: [gated, *grid])
     assert main(command + ["--force"] * force) == 0
     (run,) = asked
@@ -301,9 +302,9 @@ def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch,
 
 
 def test_pairs_trained_at_any_scale_are_compared_and_collected(own_record):
-    found = sweeps.Run(lm="gelu-1l", site="mlp_out", lam=0.123)  # in no experiment
+    found = run_module.Run(lm="gelu-1l", site="mlp_out", lam=0.123)  # in no experiment
     assert found not in sweeps.runs("study", "gpu")
-    for run, under in ((found, "study"), (sweeps.wider(found), "study"), (replace(found, layer=1), "own")):
+    for run, under in ((found, "study"), (run_module.wider(found), "study"), (replace(found, layer=1), "own")):
         recorded(run, 50, "gpu", under)
     places, problems = score_tables.compared("gpu")
     assert [(s.arm, s.run) for s in places.pop(("gelu-1l", "mlp_out", found.layer))][0] == ("gated", found.id)
@@ -311,8 +312,8 @@ def test_pairs_trained_at_any_scale_are_compared_and_collected(own_record):
 
 
 def test_a_named_place_without_any_run_is_told(own_record, capsys, monkeypatch):
-    gated = sweeps.Run(lam=0.1)
-    pair = [gated, sweeps.wider(gated)]
+    gated = run_module.Run(lam=0.1)
+    pair = [gated, run_module.wider(gated)]
     monkeypatch.setitem(sweeps.EXPERIMENTS, "few", lambda scale: [*pair, replace(gated, layer=20)])
     for run in pair:
         recorded(run, 50)
@@ -322,7 +323,7 @@ def test_a_named_place_without_any_run_is_told(own_record, capsys, monkeypatch):
 
 
 def test_a_damaged_run_file_is_named(own_record, capsys):
-    recorded(run := sweeps.Run(), 50)
+    recorded(run := run_module.Run(), 50)
     run_files.find(run.id, "smoke").write_text("")
     assert main(["study", "pairs", "--scale", "smoke"]) == 1 and f"{run.id}.json" in capsys.readouterr().err
 
@@ -336,7 +337,7 @@ def test_l0_and_tolerance_are_positive(option, value, capsys):
 
 
 def test_collected_files_take_arm_and_l0_from_the_record(own_record, tmp_path):
-    run = sweeps.Run(lam=0.1)
+    run = run_module.Run(lam=0.1)
     recorded(run, 51)
     path = study_data.write(tmp_path, run=run.id, arm=None, l0=None, site=run.site, lm=run.lm)
     (found,) = matched_pairs.collected([path], matched_pairs.recorded("smoke"))

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,11 +21,12 @@ from test_study_page import enter, export, opened, shown  # noqa: F401
 import gsae
 from gsae.claims import claims
 from gsae.cli import main
-from gsae.evidence import result_files, run_files
+from gsae.evidence import provenance, result_files, run_files
+from gsae.evidence import run as run_module
 from gsae.evidence.verdict import NOT, NOT_RUN, NOT_TESTED, PARTLY
 from gsae.experiments import estimate, sweeps
-from gsae.experiments.runner import Site
-from gsae.figures import interpretability
+from gsae.experiments.site import Site
+from gsae.figures import base, interpretability
 from gsae.interpretability import (
     automated_scores,
     collect_and_score,
@@ -43,9 +44,25 @@ from gsae.system import wheels
 
 ROOT = Path(__file__).parents[2]
 N, T, D, V, DRAWN = 130, 11, 24, 37, 6
-GATED = sweeps.Run(lm="tiny", site="mlp_out", layer=1, context=T, M=29, lam=0.1)
-RUNS = [GATED, replace(sweeps.wider(GATED), lam=0.2)]
+GATED = run_module.Run(lm="tiny", site="mlp_out", layer=1, context=T, M=29, lam=0.1)
+RUNS = [GATED, replace(run_module.wider(GATED), lam=0.2)]
 DEAD = (0, 3, 4, 11, 17)
+
+
+def drawn(rows):
+    return interpretability.scores(
+        score_tables.done(rows), score_tables.summary(rows), score_tables.note(rows, "smoke")
+    )
+
+
+def drawn_places(rows):
+    table = score_tables.differences(rows, rating_statistics.CELL)
+    return interpretability.places(table, score_tables.note(rows, "smoke"))
+
+
+def test_figures_know_the_names_of_scores_and_controls():
+    assert list(interpretability.SCORES) == list(automated_scores.CHANCE)
+    assert interpretability.CONTROLS == score_tables.CONTROLS
 
 
 def token_vectors():
@@ -74,7 +91,7 @@ def record_of_two(tmp_path, monkeypatch):
             bias = sae.b_gate if run.arch == "gated" else sae.b_enc
             bias.fill_(-0.25)  # sparse
             bias[list(DEAD)] = -1e6
-        files.save(sae, files.weights(run.id), run=sweeps.asdict(run), scale=0.2)
+        files.save(sae, files.weights(run.id), run=asdict(run), scale=0.2)
     return tmp_path
 
 
@@ -130,7 +147,7 @@ def test_never_computes_nothing_and_draws_what_is_missing(record_of_two, monkeyp
     table = collect_and_score.run("smoke")
     assert set(table["status"]) == {"missing"} and not score_tables.folder("smoke").exists()
     assert score_tables.summary(table).empty and score_tables.differences(table).empty
-    assert "MISSING: 8 of 8" in interpretability.scores(table, "smoke").get_supxlabel()
+    assert "MISSING: 8 of 8" in drawn(table).get_supxlabel()
     assert "ot yet run" in published_study.gallery(score_tables.folder("smoke"))
 
 
@@ -138,7 +155,7 @@ def test_missing_weights_and_missing_runs_are_named_before_text_is_read(record_o
     monkeypatch.setattr(collect_and_score, "Place", None)
     files.weights(RUNS[1].id).unlink()
     asked = []
-    monkeypatch.setattr(collect_and_score.remake, "remake", lambda runs, site, at: asked.append((runs, site.key, at)))
+    monkeypatch.setattr(collect_and_score.retrain, "remake", lambda runs, site, at: asked.append((runs, site.key, at)))
     assert main(["study", "collect", "--scale", "smoke"]) == 1
     told = capsys.readouterr().err
     assert RUNS[1].id in told and str(files.weights(RUNS[1].id)) in told and "agree with the record" in told
@@ -152,7 +169,7 @@ def test_a_place_without_weights_does_not_stop_the_others(record_of_two, monkeyp
     ((cell, saes),) = score_tables.compared("smoke")[0].items()
     places = {(*cell, sae.arm): [sae] for sae in saes}
     monkeypatch.setattr(score_tables, "compared", lambda at: (places, []))
-    monkeypatch.setattr(collect_and_score.remake, "remake", lambda *a: None)
+    monkeypatch.setattr(collect_and_score.retrain, "remake", lambda *a: None)
     files.weights(RUNS[0].id).unlink()
     with pytest.raises(matched_pairs.StudyError, match=rf"run {RUNS[0].id} .* \(1 of 2 places are collected\)"):
         collect_and_score.run("smoke")
@@ -161,8 +178,8 @@ def test_a_place_without_weights_does_not_stop_the_others(record_of_two, monkeyp
 
 def test_latents_of_a_changed_tree_are_refused(record_of_two, monkeypatch):
     monkeypatch.setattr(score_tables, "compared", lambda at: ({("tiny", "mlp_out", 1): [SAES[0]]}, []))
-    monkeypatch.setattr(run_files, "dirty", lambda: True)
-    with pytest.raises(run_files.EvidenceError, match="uncommitted"):
+    monkeypatch.setattr(provenance, "dirty", lambda: True)
+    with pytest.raises(provenance.EvidenceError, match="uncommitted"):
         collect_and_score.run("cpu")
 
 
@@ -234,7 +251,7 @@ def test_differences_pair_the_latents_in_the_order_of_drawing(tmp_path, monkeypa
     assert row.low < 0.175 < row.high and row.gated == pytest.approx(0.775)
     (means,) = score_tables.summary(table).query("arm == 'gated'").itertuples()
     assert means.mean == pytest.approx(0.78) and means.low < 0.78 < means.high and means.latents == "5 of 8"
-    assert "MISSING" in interpretability.scores(table, "smoke").get_supxlabel()
+    assert "MISSING" in drawn(table).get_supxlabel()
 
 
 SIX = [("tiny", site, layer) for layer in (8, 20) for site in ("mlp_out", "attn_z", "resid_post")]
@@ -281,19 +298,19 @@ def test_scores_of_several_places_count_together_and_apart(scored):
 
 
 def test_the_figure_by_place_has_a_row_a_place_and_both_intervals(scored):
-    figure = interpretability.places(scored, "smoke")
+    figure = drawn_places(scored)
     first, second = figure.axes
     assert [t.get_text() for t in first.get_yticklabels()][:2] == ["attention before W_O, layer 8",
                                                                    "attention before W_O, layer 20"]  # fmt: skip
     for axes in (first, second):
         points = [line for line in axes.lines if line.get_marker() == "o"]
-        assert len(points) == 12 and sum(line.get_color() == interpretability.COLOURS["gated"] for line in points) == 6
+        assert len(points) == 12 and sum(line.get_color() == base.COLOURS["gated"] for line in points) == 6
         at = {round(line.get_ydata()[0]): line.get_xdata()[0] for line in points
-              if line.get_color() == interpretability.COLOURS["gated"]}  # fmt: skip
+              if line.get_color() == base.COLOURS["gated"]}  # fmt: skip
         assert at[1] == pytest.approx(0.08, abs=0.01)  # attention at layer 20 is the fifth of the places
     assert "6 places" in figure.get_supxlabel()
-    assert "6 places" in interpretability.scores(scored, "smoke").get_supxlabel()
-    none = interpretability.places(scored.assign(status="missing"), "smoke")
+    assert "6 places" in drawn(scored).get_supxlabel()
+    none = drawn_places(scored.assign(status="missing"))
     assert "not yet run" in none.axes[0].texts[0].get_text() and "MISSING: 96 of 96" in none.get_supxlabel()
 
 

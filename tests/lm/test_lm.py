@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from gsae.lm import models as lms
+from gsae.lm import names
 
 B, T, V, D, HEADS, D_HEAD, D_MLP, LAYERS = 3, 11, 37, 24, 3, 8, 40, 3
 
@@ -121,7 +122,7 @@ def test_logits_are_those_of_transformers(lm, reference, tokens):
 def test_every_site_is_the_activation_of_the_plain_model(kind, tokens):
     model = plain(kind)
     ours = wrap(model)
-    keys = [(site, layer) for site in lms.SITES for layer in range(LAYERS)]
+    keys = [(site, layer) for site in names.SITES for layer in range(LAYERS)]
     found = ours.activations(tokens, keys)
     assert set(found) == set(keys)
     for site, layer in keys:
@@ -148,7 +149,7 @@ def test_the_forward_stops_at_the_deepest_hooked_layer(lm, tokens):
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))
-@pytest.mark.parametrize("site", lms.SITES)
+@pytest.mark.parametrize("site", names.SITES)
 def test_eq5_cross_entropy_with_a_site_replaced_is_that_of_a_full_pass(lm, reference, tokens, site, layer):
     splice = lm.splice(tokens, site, layer)
     clean, x = run(reference, tokens, site, layer)
@@ -174,13 +175,13 @@ def others():
 
 
 @pytest.mark.parametrize("kind", ["gemma", "neox", "native"])
-@pytest.mark.parametrize("site", lms.SITES)
+@pytest.mark.parametrize("site", names.SITES)
 def test_other_architectures_rerun_to_the_same_loss_as_a_full_pass(others, kind, site, tokens):
     ours = others[kind]
     splice = ours.splice(tokens, site, 1)
     new = splice.clean * 0.5
     new[:, 0] = splice.clean[:, 0]
-    with ours.bridge.hooks(fwd_hooks=[(lms.hook(site, 1), lambda value, hook: new.view(value.shape))]):
+    with ours.bridge.hooks(fwd_hooks=[(names.hook(site, 1), lambda value, hook: new.view(value.shape))]):
         expected = loss(ours.bridge(tokens, return_type="logits"), tokens)
     close(splice.ce(splice.clean * 0.5), expected, atol=1e-3)
     assert (expected - splice.ce()).abs().max() > 0.01
@@ -257,7 +258,7 @@ def hub(tmp_path, monkeypatch):
 
     def add(repository: str):
         folder = tmp_path / f"models--{repository.replace('/', '--')}"
-        commit = next((s.revision for s in lms.NAMES.values() if s.source == repository), "a" * 40)
+        commit = next((s.revision for s in names.NAMES.values() if s.source == repository), "a" * 40)
         (folder / "refs").mkdir(parents=True)
         (folder / "refs" / "main").write_text(commit)
         snapshot = folder / "snapshots" / commit
@@ -270,13 +271,13 @@ def hub(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name, kind", [("pythia-2.8b", "neox"), ("gemma-7b", "gemma"), ("someone/tiny", "llama")])
 def test_hub_models_load_by_name(hub, tokens, name, kind):
     model = plain(kind)
-    folder = hub(lms.NAMES[name].source if name in lms.NAMES else name)
+    folder = hub(names.NAMES[name].source if name in names.NAMES else name)
     model.save_pretrained(folder)
     words().save_pretrained(folder)
     ours = lms.load(name, device="cpu", dtype="float32")
     close(ours.bridge(tokens, return_type="logits"), model(tokens).logits.detach())
     assert ours.name == name and ours.dtype == torch.float32
-    assert ours.context == (lms.NAMES[name].context if name in lms.NAMES else 16)
+    assert ours.context == (names.NAMES[name].context if name in names.NAMES else 16)
     text = "w3 w4 w5"
     assert ours.tokenizer(text).input_ids == lms.tokenizer(name)(text).input_ids == [3, 4, 5]
 
@@ -311,7 +312,7 @@ def test_gelu_1l_loads_from_transformer_lens_old_format(hub, tokens):
     x = x + neurons @ w["blocks.0.mlp.W_out"] + w["blocks.0.mlp.b_out"]
     logits = norm(x, "ln_final") @ w["unembed.W_U"]
 
-    folder = hub(lms.NAMES["gelu-1l"].source)
+    folder = hub(names.NAMES["gelu-1l"].source)
     torch.save(w, folder / "model_final.pth")
     config = dict(d_model=D, n_layers=1, d_mlp=D_MLP, d_head=D_HEAD, n_heads=HEADS, n_ctx=16, d_vocab=V)
     config |= dict(act_fn="gelu", attn_only=False, normalization="LN", tokenizer_name="someone/words")

@@ -12,7 +12,9 @@ from test_activations import COUNT, D, T, Wrapped, make
 
 from gsae.lm import buffer as streaming
 from gsae.lm import store as activations
-from gsae.training.loop import Plan, Stack, fit
+from gsae.training.loop import fit
+from gsae.training.schedule import Plan
+from gsae.training.stack import Stack
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of the squared norm")
 
@@ -213,34 +215,34 @@ def test_a_buffer_that_moves_to_another_memory_gives_the_same_rows():
 @pytest.mark.parametrize("count, where", [(1, "cpu"), (6, "meta")])
 def test_a_buffer_makes_room_on_a_small_gpu(monkeypatch, count, where):
     """`meta` stands for the GPU that the language model is on."""
-    from gsae.experiments import cost, runner
-    from gsae.experiments import plan as gpu_plan
+    from gsae.evidence.run import Run
+    from gsae.experiments import cost, limits
     from gsae.experiments import site as site_module
-    from gsae.experiments.sweeps import Run
+    from gsae.system import devices
 
-    run = Run(tokens=cost.STREAM_ABOVE + 1)
+    run = Run(tokens=limits.STREAM_ABOVE + 1)
     runs = [replace(run, lam=0.1 * (i + 1)) for i in range(6)]
     place = object.__new__(site_module.Site)
     place.run, place.model = run, SimpleNamespace(device=torch.device("meta"))
     place.__dict__["store"] = numbered()
-    held, buffer = cost.held_bytes(run), cost.BUFFER * cost.row_bytes(run)
+    held, buffer = cost.held_bytes(run), limits.BUFFER * limits.row_bytes(run)
     room = count * held + cost.work_bytes(run, count, lm=False) + (buffer if count > 1 else 0)
-    monkeypatch.setattr(site_module, "gpu_memory", lambda: room / gpu_plan.USABLE * 1.0001)
+    monkeypatch.setattr(devices, "gpu_memory", lambda: room / gpu_parts.USABLE * 1.0001)
     for part in place.parts(runs):
         assert len(part.runs) == count
         place.make_room(list(part.runs))
         assert place.store.data.device.type == where
-    assert runner.Site is site_module.Site
+    assert site_module.Site is site_module.Site
 
 
 def test_held_out_activations_are_in_the_order_of_the_text(text, monkeypatch):
-    from gsae.experiments import cost
+    from gsae.evidence.run import Run
+    from gsae.experiments import limits
     from gsae.experiments import site as site_module
-    from gsae.experiments.sweeps import Run
 
     model, blocks = text
     monkeypatch.setattr(site_module.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
-    monkeypatch.setattr(cost, "blocks_per_pass", lambda context: 4)
+    monkeypatch.setattr(limits, "blocks_per_pass", lambda context: 4)
     place = object.__new__(site_module.Site)
     place.run, place.model = Run(site="mlp_out", layer=1, context=T, eval_tokens=10 * (T - 1)), model
     place.__dict__["store"] = SimpleNamespace(scale=2.0)
@@ -252,21 +254,22 @@ def test_held_out_activations_are_in_the_order_of_the_text(text, monkeypatch):
 
 
 def test_the_runner_streams_a_long_run(text, tmp_path, monkeypatch):
-    from gsae.experiments import cost, runner
-    from gsae.experiments.sweeps import Run
+    from gsae.evidence.run import Run
+    from gsae.experiments import limits, runner
+    from gsae.experiments import site as site_module
 
     model, blocks = text
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path))
     monkeypatch.setattr(runner.language_models, "load", lambda name: model)
-    monkeypatch.setattr(runner.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
-    monkeypatch.setattr(cost, "BUFFER", 90)
+    monkeypatch.setattr(site_module.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
+    monkeypatch.setattr(limits, "BUFFER", 90)
     run = Run(site="attn_z", layer=1, context=T, M=31, tokens=270, batch=10, eval_tokens=60, ce_tokens=70, resample=())
     stored = runner.run([run], "smoke").iloc[0]
     assert list(tmp_path.glob("activations/*/*/rows.bf16"))
     shutil.rmtree(tmp_path / "activations")
     shutil.rmtree(tmp_path / "evidence")
-    monkeypatch.setattr(cost, "STREAM_ABOVE", 269)
-    monkeypatch.setattr(cost, "KEPT", 0)  # nor are the splices
+    monkeypatch.setattr(limits, "STREAM_ABOVE", 269)
+    monkeypatch.setattr(limits, "KEPT", 0)  # nor are the splices
     streamed = runner.run([run], "smoke").iloc[0]
     assert not (tmp_path / "activations").exists()  # nothing of a store
     assert streamed["ce_clean"] == stored["ce_clean"] and streamed["ce_mean"] == pytest.approx(stored["ce_mean"])

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gsae.lm import corpus, packaged_text
-from gsae.system import wheels
+from gsae.system import files, wheels
 
 DOCSTRING = "This paragraph explains at some length what the function below is for and how a reader should call it."
 SOURCE = f'"""{DOCSTRING}"""\n\ndef add(a, b):\n    return a + b\n' + "x = 1\n" * 60
@@ -45,7 +45,7 @@ def test_a_wheel_is_fetched_once_and_only_what_is_read(wheel):
 
 
 def nothing_left():
-    return not [p for p in (wheels.cache_dir() / "wheels").rglob("*") if not p.name.endswith(".lock")]
+    return not [p for p in (files.cache_dir() / "wheels").rglob("*") if not p.name.endswith(".lock")]
 
 
 def test_a_wrong_hash_is_refused(wheel):

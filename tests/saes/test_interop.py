@@ -10,11 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gsae.lm import names
 from gsae.saes import BaselineSAE, GatedSAE, interop
-from gsae.saes.files import CheckpointError
+from gsae.system.tensors import CheckpointError
 
 B, N, M, SCALE = 7, 5, 11, 0.25
 PEERS = Path(__file__).parents[2] / os.environ.get("PEERS", ".bench") / "bin" / "python"
+
+
+def hook_name(sae):
+    return names.hook(sae.about["run"]["site"], sae.about["run"]["layer"])
 
 
 def filled(sae, seed=1):
@@ -197,12 +202,12 @@ def test_an_export_takes_activations_as_they_are(tmp_path, dialect, arm):
 
 def test_configs_say_what_was_exported(tmp_path):
     sae = trained("paper")
-    config = json.loads((interop.export(sae, tmp_path / "a", "saelens") / "cfg.json").read_text())
+    config = json.loads((interop.export(sae, tmp_path / "a", "saelens", hook_name(sae)) / "cfg.json").read_text())
     assert config["architecture"] == "gated" and (config["d_in"], config["d_sae"]) == (N, M)
     assert config["apply_b_dec_to_input"] is True and config["normalize_activations"] == "none"
     assert config["metadata"]["hook_name"] == "blocks.4.hook_mlp_out" and config["reshape_activations"] == "none"
     sae.about["run"]["site"] = "attn_z"
-    config = json.loads((interop.export(sae, tmp_path / "a", "saelens") / "cfg.json").read_text())
+    config = json.loads((interop.export(sae, tmp_path / "a", "saelens", hook_name(sae)) / "cfg.json").read_text())
     assert config["metadata"]["hook_name"] == "blocks.4.attn.hook_z" and config["reshape_activations"] == "hook_z"
     config = json.loads((interop.export(sae, tmp_path / "b", "dictionary_learning") / "config.json").read_text())
     assert config["trainer"]["dict_class"] == "GatedAutoEncoder" and config["trainer"]["layer"] == 4
@@ -341,10 +346,10 @@ def peers(tmp_path_factory):
     save_file({"x": inputs()}, root / "x.safetensors")
     for dialect in interop.DIALECTS:
         for arm in ARMS:
-            interop.export(trained(arm), root / "ours" / f"{dialect}-{arm}", dialect)
+            interop.export(trained(arm), root / "ours" / f"{dialect}-{arm}", dialect, hook_name(trained(arm)))
     z = trained("paper")
     z.about["run"]["site"] = "attn_z"
-    interop.export(z, root / "ours" / "saelens-attn_z", "saelens")
+    interop.export(z, root / "ours" / "saelens-attn_z", "saelens", hook_name(z))
     done = subprocess.run([PEERS, "-c", SCRIPT, root], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
     return root

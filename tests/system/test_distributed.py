@@ -16,14 +16,16 @@ from safetensors.torch import load_file, save_file
 from test_safety import BASE, HERE, LAMS, RUNS, files, tiny_world
 from test_training import DEAD, M, batches, n, plan
 
+from gsae.evidence.run import grid
 from gsae.experiments import runner, sweeps
-from gsae.experiments.sweeps import grid
+from gsae.experiments import site as site_module
 from gsae.lm import store
-from gsae.saes import files as sae_files
-from gsae.system import distributed
+from gsae.system import devices, distributed, tensors
 from gsae.system.distributed import ALONE, RankError, Ranks
-from gsae.training import loop, stack
-from gsae.training.stack import Stack, gradient_form
+from gsae.training import loop as loop_module
+from gsae.training import stack
+from gsae.training.gradients import gradient_form
+from gsae.training.stack import Stack
 
 SWEEP = [*grid(BASE, seed=[0, 1], lam=LAMS[:1]), *grid(BASE, lam=LAMS[:1], M=[12])]  # three stacks, of unequal work
 ARCHES, DTYPES = ("baseline", "gated"), ("float32", "bfloat16")
@@ -68,7 +70,7 @@ def double_weights(arch, ranks):
         for _ in range(6):
             s.train_step(ranks.slice(source(s.step)))
         s.silent[0, DEAD[0]] = s.plan.window
-        loop.fit(s, source, bar=False)
+        loop_module.fit(s, source, bar=False)
         return {f"{arch}.{k}": t.clone() for k, t in s.w.items()}
     finally:
         torch.Tensor.float = single
@@ -78,7 +80,7 @@ def double_weights(arch, ranks):
 def finals(arch, dtype, ranks):
     """Mean terms and l0 of the last quarter of a run."""
     s = Stack(even(arch, steps=200, dtype=dtype), ranks)
-    loop.fit(s, wide, bar=False)
+    loop_module.fit(s, wide, bar=False)
     rows = torch.tensor([[row[4:8] for row in logged] for logged in s.curve[-50:]])
     return rows.mean(0).tolist()
 
@@ -103,8 +105,8 @@ def work(out: Path) -> None:
         return x
 
     try:
-        loop.fit(Stack(even(), ranks), spoiled, bar=False)
-    except loop.Diverged as error:
+        loop_module.fit(Stack(even(), ranks), spoiled, bar=False)
+    except stack.Diverged as error:
         report["diverged"] = str(error)
 
     def press(step):
@@ -115,16 +117,16 @@ def work(out: Path) -> None:
 
     s = Stack(even(resample=()), ranks)
     try:
-        loop.fit(s, press, out / "stopped.safetensors", every=1e9, bar=False)
+        loop_module.fit(s, press, out / "stopped.safetensors", every=1e9, bar=False)
     except KeyboardInterrupt:
         report["stopped"] = s.step
     ranks.barrier("the checkpoint")
-    report["saved"] = sae_files.state(out / "stopped.safetensors")["step"]
+    report["saved"] = tensors.state(out / "stopped.safetensors")["step"]
 
     tiny_world(setattr)
-    harvested, trained, collect, fit = [], [], store._collect, runner.fit
+    harvested, trained, collect, fit = [], [], store._collect, loop_module.fit
     store._collect = lambda *a: (harvested.append(a[-2]), collect(*a))
-    runner.fit = lambda s, *a, **k: (trained.append([s.plan.seed, s.plan.M, s.ranks.world]), fit(s, *a, **k))[1]
+    loop_module.fit = lambda s, *a, **k: (trained.append([s.plan.seed, s.plan.M, s.ranks.world]), fit(s, *a, **k))[1]
     sweeps.EXPERIMENTS["pareto"] = lambda at: SWEEP
     runner.run(RUNS[1:], "smoke")  # one stack: trained together
     report |= {"harvested": harvested, "trained": trained}
@@ -214,7 +216,7 @@ def test_ranks_share_one_harvest_to_the_same_bytes(ranks, tmp_path, monkeypatch)
     assert spans[1][0][1] == -(-280 // 6) and spans[0][0][1] % 16 == 0
     tiny_world(monkeypatch.setattr)
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path))
-    site = runner.Site(BASE, runner.language_models.load("tiny"))
+    site = site_module.Site(BASE, runner.language_models.load("tiny"))
     (folder,) = out.glob("activations/*/*/")
     assert {p.name for p in folder.iterdir()} == {store.DATA, store.META}
     assert (folder / store.DATA).read_bytes() == (site.store.folder / store.DATA).read_bytes()
@@ -278,7 +280,7 @@ def test_slices_and_shares_cover_everything_once():
 def test_what_lacks_bfloat16_multiplies_in_float32(monkeypatch):
     for capability, expected in (((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert stack.product_dtype("cuda") == expected
+        assert devices.product_dtype("cuda") == expected
     for fast, expected in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast)
-        assert stack.product_dtype("cpu") == expected
+        assert devices.product_dtype("cpu") == expected

@@ -21,14 +21,17 @@ from safetensors import SafetensorError
 from test_activations import T, V, make
 from test_training import assert_same, batches, plan
 
-from gsae.evidence import run_files
-from gsae.experiments import cost, runner, site
-from gsae.experiments import plan as gpu_plan
-from gsae.experiments.sweeps import Run, grid
+from gsae.evidence import provenance, run_files
+from gsae.evidence.run import Run, grid
+from gsae.experiments import cost, gpu_parts, runner, site
 from gsae.lm import store as activations
 from gsae.saes import files as sae_files
+from gsae.system import devices
 from gsae.system import files as disk
-from gsae.training import loop, resampling, stack
+from gsae.system import tensors as tensors_module
+from gsae.training import adam as adam_module
+from gsae.training import loop as loop_module
+from gsae.training import resampling, stack
 from gsae.training.stack import Stack
 
 HERE = Path(__file__).parent
@@ -43,7 +46,7 @@ def tiny_world(patch) -> None:
     model, ids = make(), np.random.default_rng(0).integers(V, size=(53, T)).astype("int32")
     blocks = Dataset.from_dict({"tokens": ids.tolist()}).with_format("numpy")
     patch(runner.language_models, "load", lambda name: model)
-    patch(runner.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
+    patch(site.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
 
 
 @pytest.fixture
@@ -71,20 +74,20 @@ def files(folder):
 @pytest.fixture
 def fits(monkeypatch):
     """Which stacks `fit` trained: their lambdas, the step it started at."""
-    seen, fit = [], runner.fit
+    seen, fit = [], loop_module.fit
 
     def watched(s, source, checkpoint=None, **options):
-        at = sae_files.state(checkpoint)["step"] if checkpoint.exists() else 0
+        at = tensors_module.state(checkpoint)["step"] if checkpoint.exists() else 0
         seen.append((s.plan.lams, at))
         return fit(s, source, checkpoint, **options)
 
-    monkeypatch.setattr(runner, "fit", watched)
+    monkeypatch.setattr(loop_module, "fit", watched)
     return seen
 
 
 def stopped_at(monkeypatch, step):
     """A sweep that Ctrl-C stops in one step of its training."""
-    source = runner.Site.batches
+    source = site.Site.batches
 
     def press(self, run):
         def read(at):
@@ -95,7 +98,7 @@ def stopped_at(monkeypatch, step):
         return read
 
     with monkeypatch.context() as m:
-        m.setattr(runner.Site, "batches", press)
+        m.setattr(site.Site, "batches", press)
         with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
             runner.run(RUNS, "smoke")
 
@@ -105,7 +108,7 @@ def stopped_at(monkeypatch, step):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_half_way_through_an_update_finishes_the_step_and_saves(tmp_path, monkeypatch, number):
-    path, adam, calls, before = tmp_path / "stack.safetensors", stack.adam, [], signal.getsignal(number)
+    path, adam, calls, before = tmp_path / "stack.safetensors", adam_module.adam, [], signal.getsignal(number)
 
     def pressed(w, g, v, age, lr):
         calls.append(1)
@@ -114,14 +117,14 @@ def test_a_signal_half_way_through_an_update_finishes_the_step_and_saves(tmp_pat
         adam(w, g, v, age, lr)
 
     whole, first, second = (Stack(plan()) for _ in range(3))
-    loop.fit(whole, batches, bar=False)
+    loop_module.fit(whole, batches, bar=False)
     with monkeypatch.context() as m:
-        m.setattr(stack, "adam", pressed)
+        m.setattr(adam_module, "adam", pressed)
         with pytest.raises(KeyboardInterrupt, match=r"stopped after \d of 40 steps: kept in .*stack.safetensors"):
-            loop.fit(first, batches, path, every=math.inf, bar=False)
+            loop_module.fit(first, batches, path, every=math.inf, bar=False)
     assert signal.getsignal(number) is before
-    assert 0 < sae_files.state(path)["step"] == first.step < 9
-    loop.fit(second, batches, path, bar=False)
+    assert 0 < tensors_module.state(path)["step"] == first.step < 9
+    loop_module.fit(second, batches, path, bar=False)
     assert_same(whole, second)
 
 
@@ -137,9 +140,9 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_checkpoint_before(tmp_path
         return batches(step)
 
     with pytest.raises(KeyboardInterrupt) as stop:
-        loop.fit(Stack(plan(resample=())), impatient, path, every=0.0, bar=False)
-    assert "stopped after" not in str(stop.value) or sae_files.state(path)["step"] == 8
-    assert sae_files.state(path)["step"] in (7, 8) and len(list(tmp_path.iterdir())) == 1
+        loop_module.fit(Stack(plan(resample=())), impatient, path, every=0.0, bar=False)
+    assert "stopped after" not in str(stop.value) or tensors_module.state(path)["step"] == 8
+    assert tensors_module.state(path)["step"] in (7, 8) and len(list(tmp_path.iterdir())) == 1
 
 
 def test_without_a_checkpoint_ctrl_c_says_that_nothing_is_kept():
@@ -149,12 +152,12 @@ def test_without_a_checkpoint_ctrl_c_says_that_nothing_is_kept():
         return batches(step)
 
     with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
-        loop.fit(Stack(plan()), press, bar=False)
+        loop_module.fit(Stack(plan()), press, bar=False)
 
 
 def test_training_works_outside_the_main_thread():
     found = []
-    thread = threading.Thread(target=lambda: found.append(loop.fit(Stack(plan()), batches, bar=False)))
+    thread = threading.Thread(target=lambda: found.append(loop_module.fit(Stack(plan()), batches, bar=False)))
     thread.start()
     thread.join()
     assert len(found[0]) == 3
@@ -176,11 +179,11 @@ def test_batches_are_read_once_in_one_thread_one_ahead_and_never_past_the_end(mo
         return step(self, x)
 
     monkeypatch.setattr(Stack, "train_step", slow)
-    loop.fit(Stack(plan(steps=30, resample=())), source, bar=False)
+    loop_module.fit(Stack(plan(steps=30, resample=())), source, bar=False)
     assert [at for at, _ in seen] == list(range(30)) and len({thread for _, thread in seen}) == 1
     assert during == [(i, min(i + 1, 29)) for i in range(30)]
     seen.clear()
-    loop.fit(Stack(plan(steps=30)), source, bar=False)  # resampling reads in the same thread
+    loop_module.fit(Stack(plan(steps=30)), source, bar=False)  # resampling reads in the same thread
     assert len({thread for _, thread in seen}) == 1 and len(seen) > 30
 
 
@@ -197,21 +200,21 @@ def test_a_deferred_check_names_the_step_where_it_began(tmp_path, bad):
 
     s = Stack(plan(steps=8000, resample=()))  # of which every 40th is logged
     s.deferred = True
-    with pytest.raises(loop.Diverged, match="step 13, run r1: the activations held"):
-        loop.fit(s, spoiled, path, every=math.inf, bar=False)
+    with pytest.raises(stack.Diverged, match="step 13, run r1: the activations held"):
+        loop_module.fit(s, spoiled, path, every=math.inf, bar=False)
     assert read[-1] in (40, 41) and not path.exists()
     s = Stack(plan(resample=()))
     s.deferred = True
-    with pytest.raises(loop.Diverged, match="step 13"):
-        loop.fit(s, spoiled, path, every=0.0, bar=False)
-    assert sae_files.state(path)["step"] == 13  # none was written after it
+    with pytest.raises(stack.Diverged, match="step 13"):
+        loop_module.fit(s, spoiled, path, every=0.0, bar=False)
+    assert tensors_module.state(path)["step"] == 13  # none was written after it
 
 
 def test_a_deferred_check_names_run_and_term():
     s = Stack(plan(lams=(0.1, math.inf, 0.1)))
     s.deferred = True
-    with pytest.raises(loop.Diverged, match="step 0, run r2: the sparsity term"):
-        loop.fit(s, batches, bar=False)
+    with pytest.raises(stack.Diverged, match="step 0, run r2: the sparsity term"):
+        loop_module.fit(s, batches, bar=False)
 
 
 def test_a_deferred_check_reads_nothing_from_the_device():
@@ -293,12 +296,12 @@ def test_a_changed_meta_file_is_refused(store, damage):
 def test_a_changed_state_in_a_checkpoint_is_refused(tmp_path):
     path = tmp_path / "stack.safetensors"
     s = Stack(plan())
-    loop.fit(s, batches, path, bar=False)
+    loop_module.fit(s, batches, path, bar=False)
     content = path.read_bytes()
     changed = content.replace(b'\\"step\\": 40', b'\\"step\\": 39', 1)
     assert changed != content
     path.write_bytes(changed)
-    with pytest.raises(sae_files.CheckpointError, match="stack.safetensors is damaged"):
+    with pytest.raises(tensors_module.CheckpointError, match="stack.safetensors is damaged"):
         Stack(plan()).resume(path)
 
 
@@ -317,7 +320,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(tmp_path, monkeypatc
 
     monkeypatch.setattr(sae_files, "save_file", full)
     with pytest.raises(disk.WriteError, match="cannot write .*stack.safetensors: .*No space left.*make room"):
-        loop.fit(s, batches, path, every=0.0, bar=False)
+        loop_module.fit(s, batches, path, every=0.0, bar=False)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -365,10 +368,10 @@ def small_disk(tmp_path, request):
 
 def test_a_disk_that_is_really_full(small_disk, monkeypatch):
     path = small_disk / "a" / "weights.safetensors"
-    sae_files.write(path, {"w": torch.zeros(150_000)}, {})
+    tensors_module.write(path, {"w": torch.zeros(150_000)}, {})
     before = path.read_bytes()
     with pytest.raises(disk.WriteError, match="weights.safetensors"):
-        sae_files.write(path, {"w": torch.ones(300_000)}, {})
+        tensors_module.write(path, {"w": torch.ones(300_000)}, {})
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
     with pytest.raises(disk.WriteError, match="meta.json"):
         disk.write_json(small_disk / "meta.json", {"text": "x" * 1_200_000})
@@ -460,8 +463,8 @@ def test_runs_of_one_stack_are_stored_where_each_belongs(world, monkeypatch):
 
 def holds(patch, count):
     """A GPU that holds `count` SAEs of `BASE` at once; 0: none, so that everything trains together."""
-    room = (count * cost.held_bytes(BASE) + cost.work_bytes(BASE, count, lm=False)) / gpu_plan.USABLE
-    patch.setattr(site, "gpu_memory", lambda: room * 1.001 if count else 0)
+    room = (count * cost.held_bytes(BASE) + cost.work_bytes(BASE, count, lm=False)) / gpu_parts.USABLE
+    patch.setattr(devices, "gpu_memory", lambda: room * 1.001 if count else 0)
 
 
 def test_a_stack_that_a_gpu_does_not_hold_trains_in_parts_and_resumes_as_it_was(world, monkeypatch, fits):
@@ -477,7 +480,7 @@ def test_a_stack_that_a_gpu_does_not_hold_trains_in_parts_and_resumes_as_it_was(
     fits.clear()
     world("there")
     with monkeypatch.context() as m:  # stopped in the second part
-        source, reads = runner.Site.batches, []
+        source, reads = site.Site.batches, []
 
         def press(self, run):
             reads.append(run.lam)
@@ -485,7 +488,7 @@ def test_a_stack_that_a_gpu_does_not_hold_trains_in_parts_and_resumes_as_it_was(
             stop = lambda at: os.kill(os.getpid(), signal.SIGINT) if at == 20 and len(reads) == 2 else None  # noqa: E731
             return lambda at: (stop(at), read(at))[1]
 
-        m.setattr(runner.Site, "batches", press)
+        m.setattr(site.Site, "batches", press)
         with pytest.raises(KeyboardInterrupt):
             runner.run(RUNS, "smoke")
     holds(monkeypatch, 5)  # another GPU: what was begun goes on as saved
@@ -508,15 +511,15 @@ t.slow_sweep(sys.argv[1], t.Path({log!r}), setattr)
 
 def slow_sweep(name, log, patch):
     """Run the sweep once told to, slowly, noting which stack is trained from which step on."""
-    fit = runner.fit
+    fit = loop_module.fit
 
     def watched(s, source, checkpoint, **options):
-        at = sae_files.state(checkpoint)["step"] if checkpoint.exists() else 0
+        at = tensors_module.state(checkpoint)["step"] if checkpoint.exists() else 0
         with open(log, "a") as file:
             file.write(f"{name} {s.plan.seed} {at}\n")
         return fit(s, lambda step: (time.sleep(0.05), source(step))[1], checkpoint, every=0.0)
 
-    patch(runner, "fit", watched)
+    patch(loop_module, "fit", watched)
     if name == "victim":
         stuck_in_a_save(log.parent / "half", patch)
     if name.startswith("early"):
@@ -542,7 +545,7 @@ def stuck_in_a_save(half, patch):
 
 def meet_before_the_harvest(name, log, patch):
     """Go for the store once the other process does as well; note who makes it, and take one's time."""
-    harvest, collect = runner.Site.harvest, activations._collect
+    harvest, collect = site.Site.harvest, activations._collect
 
     def met(*of):
         Path(log.parent, f"at-the-store-{name}").touch()
@@ -555,7 +558,7 @@ def meet_before_the_harvest(name, log, patch):
         time.sleep(0.3)
         collect(*of)
 
-    patch(runner.Site, "harvest", met)
+    patch(site.Site, "harvest", met)
     patch(activations, "_collect", noted)
 
 
@@ -571,7 +574,10 @@ def wait_for(condition, processes, seconds=200):
 def worker(world, tmp_path):
     """Starts a process that runs the sweep, by name, once `go-name` is there; ended with the test."""
     them, threads = [], torch.get_num_threads()
-    code = WORKER.format(paths=[str(HERE.parents[1]), str(HERE)], log=str(tmp_path / "log"))
+    code = WORKER.format(
+        paths=[str(p) for p in (HERE.parents[1], HERE.parent, HERE, HERE.parent / "lm", HERE.parent / "training")],
+        log=str(tmp_path / "log"),
+    )
 
     def start(name):
         them.append(subprocess.Popen([sys.executable, "-c", code, name]))
@@ -657,7 +663,7 @@ def test_a_damaged_checkpoint_stops_the_sweep_by_name_and_leaves_what_is_finishe
     place = {"lambda": data.index(b"[0.05, 0.1") + 1, "key": data.index(b"lams"), "weights": len(data) - 40}[part]
     data[place + 3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(sae_files.CheckpointError, match=f"{path.name}.*Delete the file"):
+    with pytest.raises(tensors_module.CheckpointError, match=f"{path.name}.*Delete the file"):
         runner.run(RUNS, "smoke")
     assert files(folder) == finished and len(finished) == 1
 
@@ -699,7 +705,7 @@ def test_an_evidence_file_under_a_wrong_hash_stops_the_sweep_by_name(world, fits
     record["run"]["lam"] = 0.07
     path.write_text(json.dumps(record))
     kept = {p: p.read_bytes() for p in folder.glob("evidence/smoke/*/*")}
-    with pytest.raises(run_files.EvidenceError, match=f"{path.name} its id is not the hash of its fields"):
+    with pytest.raises(provenance.EvidenceError, match=f"{path.name} its id is not the hash of its fields"):
         runner.run(RUNS, "smoke")
     assert {p: p.read_bytes() for p in folder.glob("evidence/smoke/*/*")} == kept and len(kept) == 2
     assert len(fits) == 1  # before anything else was trained

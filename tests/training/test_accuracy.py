@@ -6,9 +6,11 @@ import torch
 from gsae.evidence import metrics as stats
 from gsae.evidence import sums as metrics
 from gsae.saes import toy
-from gsae.training import adam, sparse_products, stack
+from gsae.system import devices
+from gsae.training import gradients, sparse_products
 from gsae.training.gradients import autograd_form
-from gsae.training.stack import Plan, Stack
+from gsae.training.schedule import Plan
+from gsae.training.stack import Stack
 
 STEPS, BATCH, LAMS = 300, 256, (0.1, 0.3, 0.6)
 # Relative. Seen: below 0.0005; a lambda that is 5 % off moves L0 by 2 to 5 %.
@@ -24,9 +26,9 @@ def frontier(arch, dtype, compiled, monkeypatch, sparsely=False):
     with monkeypatch.context() as patch:
         patch.setattr(Stack, "fast", bool(compiled))
         if compiled is None:
-            patch.setattr(stack, "gradient_form", lambda *of: autograd_form(plan.sae()))
+            patch.setattr(gradients, "gradient_form", lambda *of: autograd_form(plan.sae()))
         if sparsely:  # as runs of 1,024 latents and more do once few are on
-            stack.gradient_form.cache_clear()
+            gradients.gradient_form.cache_clear()
             patch.setattr(sparse_products, "LEAST_M", 1)
             patch.setitem(sparse_products.SHARE, "cpu", 1 / 4)
             patch.setattr(sparse_products, "Open", lambda *of, made=sparse_products.Open: steps.append(1) or made(*of))
@@ -34,7 +36,7 @@ def frontier(arch, dtype, compiled, monkeypatch, sparsely=False):
         for step in range(STEPS):
             trained.train_step(x[step * BATCH : (step + 1) * BATCH])
     if sparsely:
-        stack.gradient_form.cache_clear()
+        gradients.gradient_form.cache_clear()
     assert (len(steps) > STEPS * len(LAMS) / 2) == sparsely
     unseen, _ = data.sample(20_000, seed=3)
     rows = []
@@ -54,7 +56,7 @@ def test_the_fast_path_ends_at_the_frontier_of_the_plain_float32_loop(arch, monk
     plain = frontier(arch, "float32", None, monkeypatch)
     assert plain[0]["l0"] > 2 * plain[-1]["l0"], "the lambdas span a frontier"
     for sparsely in (False, True):
-        fast = frontier(arch, "bfloat16", adam.compiler(), monkeypatch, sparsely)
+        fast = frontier(arch, "bfloat16", devices.compiler(), monkeypatch, sparsely)
         for one, other in zip(plain, fast, strict=True):
             for name, tolerance in TOLERANCE.items():
                 assert other[name] == pytest.approx(one[name], rel=tolerance), (name, sparsely, one, other)

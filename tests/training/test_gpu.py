@@ -7,9 +7,10 @@ import torch
 from test_plan import SWITCHES
 
 from gsae.evidence import sums as metrics
-from gsae.experiments.sweeps import Run
+from gsae.evidence.run import Run
 from gsae.training import loop
-from gsae.training.stack import Plan, Stack
+from gsae.training.schedule import Plan
+from gsae.training.stack import Stack
 
 N, M, B, K = 5, 11, 7, 3
 

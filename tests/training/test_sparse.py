@@ -5,10 +5,12 @@ import torch
 from test_plan import Peak
 from test_training import ARMS, LAMS, M, assert_same, assert_trains_as_plainly, batches, n, plan
 
-from gsae.saes import ARCHITECTURES, files
-from gsae.training import adam, loop, sparse_products
+from gsae.saes import ARCHITECTURES
+from gsae.system import devices, tensors
+from gsae.training import loop, sparse_products
 from gsae.training.closed_form import Dense, closed_form
-from gsae.training.stack import Stack, autograd_form, gradient_form
+from gsae.training.gradients import autograd_form, gradient_form
+from gsae.training.stack import Stack
 
 ALL = [("baseline", {}), *(("gated", arm) for arm in ARMS)]
 OPENING = {"baseline": "b_enc", "gated": "b_gate"}
@@ -181,7 +183,7 @@ def test_a_run_that_changes_products_resumes_bit_for_bit(arch, chosen, tmp_path)
 
         with pytest.raises(RuntimeError, match="stopped"):
             loop.fit(first, press, path, every=0.0, bar=False)
-        kept, read, second = files.state(path)["step"], [], Stack(p)
+        kept, read, second = tensors.state(path)["step"], [], Stack(p)
         loop.fit(second, lambda step, read=read: (read.append(step), batches(step))[1], path, bar=False)
         assert min(read) == kept and stop - 4 < kept <= stop  # a resampling reads three steps ahead
         assert_same(whole, second)
@@ -215,9 +217,9 @@ def test_memory_is_below_that_of_dense_products(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not adam.compiler(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not devices.compiler(), reason="torch.compile needs a C++ compiler")
 def test_one_compilation_serves_any_number_of_places(always):
-    form, graphs = sparse_form("gated", adam.compiled), []
+    form, graphs = sparse_form("gated", devices.compiled), []
     w, x, lam = weights(ARCHITECTURES["gated"](n, M)), batches(0), torch.tensor(0.3)
     for shift in (0.0, 0.2, 0.5, 0.9, 1.5, 99.0, -198.0):
         w["b_gate"] += shift

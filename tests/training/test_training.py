@@ -13,10 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from gsae.saes import ARCHITECTURES, files, toy
+from gsae.saes import ARCHITECTURES, toy
+from gsae.system import devices, tensors
 from gsae.training import adam, loop, stack
+from gsae.training import gradients as gradients_module
 from gsae.training.closed_form import closed_form
-from gsae.training.stack import Plan, Stack, autograd_form
+from gsae.training.gradients import autograd_form
+from gsae.training.schedule import Plan
+from gsae.training.stack import Stack
 
 b, n, M, LAMS = 7, 5, 11, (0.03, 0.1, 0.4)
 UNTIED = (("tie", "none"),)
@@ -124,14 +128,14 @@ def no_renormalisation(fuse, w, g, v, age, lr):
 
 @pytest.mark.parametrize("fault", [renormalise_before, no_projection, project_the_update, no_renormalisation])
 def test_faults_of_the_decoder_step_are_caught(fault, monkeypatch):
-    monkeypatch.setattr(stack, "adam_rows", fault)
+    monkeypatch.setattr(adam, "adam_rows", fault)
     with pytest.raises(AssertionError, match="W_dec|W_gate"):
         assert_trains_as_plainly(plan())
 
 
 @pytest.mark.parametrize("fault", [renormalise_before, no_renormalisation])
 def test_faults_that_leave_rows_off_the_sphere_are_caught(fault, monkeypatch):
-    monkeypatch.setattr(stack, "adam_rows", fault)
+    monkeypatch.setattr(adam, "adam_rows", fault)
     with pytest.raises(AssertionError):
         test_rows_are_unit_after_every_step("gated")
 
@@ -144,7 +148,7 @@ def test_momentum_is_caught(monkeypatch):
         seen[key] = 0.9 * seen.get(key, torch.zeros_like(g)) + 0.1 * g
         optim_adam(w, seen[key] / (1 - 0.9**age), v, age, lr)
 
-    monkeypatch.setattr(stack, "adam", with_momentum)
+    monkeypatch.setattr(adam, "adam", with_momentum)
     monkeypatch.setattr(adam, "adam", with_momentum)
     with pytest.raises(AssertionError):
         assert_trains_as_plainly(plan())
@@ -224,7 +228,7 @@ def test_eq8_closed_forms_of_the_ablation_arms_equal_autograd(switches):
 def test_each_arm_trains_by_its_own_gradients():
     """An ablation arm trained with another's gradients would be that SAE under a wrong name."""
     w, x, lam = random_weights("gated"), batches(0), torch.tensor(0.3)
-    paper = stack.gradient_form("gated", (), n, M, False)(w, x, lam, torch.float32)[0]
+    paper = gradients_module.gradient_form("gated", (), n, M, False)(w, x, lam, torch.float32)[0]
     for switch in (
         ("freeze", "W_dec"),
         ("freeze", "b_dec"),
@@ -232,16 +236,16 @@ def test_each_arm_trains_by_its_own_gradients():
         ("step", False),
         ("magnitude_l1", True),
     ):
-        arm = stack.gradient_form("gated", (switch,), n, M, False)(w, x, lam, torch.float32)[0]
+        arm = gradients_module.gradient_form("gated", (switch,), n, M, False)(w, x, lam, torch.float32)[0]
         assert not all(torch.allclose(paper[k], g, atol=1e-5) for k, g in arm.items()), switch
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not adam.compiler(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not devices.compiler(), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_kernels_equal_plain_ones(arch):
     w, x, lam = random_weights(arch), batches(0), torch.tensor(0.3)
-    gradients, update = stack.gradient_form(arch, (), n, M, True), adam.compiled(adam.adam)
+    gradients, update = gradients_module.gradient_form(arch, (), n, M, True), devices.compiled(adam.adam)
     assert_same_gradients(gradients(w, x, lam, torch.float32), closed_form(arch)(w, x, lam, torch.float32), 1e-4, 1e-5)
     mine, plain = ({k: w[k].clone() for k in w} for _ in range(2))
     for name, g in random_weights(arch, seed=1).items():
@@ -253,10 +257,11 @@ def test_compiled_kernels_equal_plain_ones(arch):
 
 COMPILED = """
 import torch
-from gsae import gradients, optim
+from gsae.system import devices
+from gsae.training import gradients
 from gsae.saes import ARCHITECTURES
 made = []
-gradients.compiled = lambda f: made.append(f.__name__) or optim.compiled(f)
+gradients.compiled = lambda f: made.append(f.__name__) or devices.compiled(f)
 sae, x, lam = ARCHITECTURES["gated"](5, 11, step=False), torch.randn(7, 5), torch.tensor(0.3)
 w = {k: v.detach() + 0.1 * torch.randn_like(v) for k, v in sae.named_parameters()}
 fast = gradients.gradient_form("gated", (("step", False),), 5, 11, True)(w, x, lam, torch.float32)
@@ -269,7 +274,7 @@ print(made, sorted(fast[0]))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not adam.compiler(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not devices.compiler(), reason="torch.compile needs a C++ compiler")
 def test_an_architecture_without_a_closed_form_is_compiled_to_the_same_gradients():
     # In a process of its own: torch.compile cannot read through the checks of shapes that are on in tests.
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
@@ -433,19 +438,19 @@ def test_bad_activations_stop_the_run(arch, bad):
             x[4, 1] = bad
         return x
 
-    with pytest.raises(loop.Diverged, match=r"step 3, run r1: the activations"):
+    with pytest.raises(stack.Diverged, match=r"step 3, run r1: the activations"):
         loop.fit(Stack(plan(arch)), spoiled, bar=False)
 
 
 @pytest.mark.parametrize("term, lams, size", [("sparsity", (0.1, math.inf, 0.1), 1.0), ("reconstruction", LAMS, 1e25)])
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(term, lams, size):
     where = "r2" if term == "sparsity" else "r1"
-    with pytest.raises(loop.Diverged, match=f"step 0, run {where}: the {term} term"):
+    with pytest.raises(stack.Diverged, match=f"step 0, run {where}: the {term} term"):
         loop.fit(Stack(plan(lams=lams)), lambda step: size * batches(step), bar=False)
 
 
 def test_a_run_without_a_name_is_named_by_its_lambda():
-    with pytest.raises(loop.Diverged, match="step 0, run lambda 0.03"):
+    with pytest.raises(stack.Diverged, match="step 0, run lambda 0.03"):
         loop.fit(Stack(plan(names=())), lambda step: math.nan * batches(step), bar=False)
 
 
@@ -456,7 +461,7 @@ def test_a_stopped_run_leaves_its_last_good_checkpoint(tmp_path):
         return batches(step) * (math.nan if step == 9 else 1)
 
     p = plan(resample=())  # a resampling would read ahead
-    with pytest.raises(loop.Diverged):
+    with pytest.raises(stack.Diverged):
         loop.fit(Stack(p), spoiled, path, every=0.0, bar=False)
     s = Stack(p)
     assert s.resume(path) and s.step == 9
@@ -512,7 +517,7 @@ def test_a_checkpoint_of_another_plan_is_refused(tmp_path):
     path = tmp_path / "stack.safetensors"
     run(plan(), 2).save(path)
     for change in ({"lams": (0.03, 0.1, 0.5)}, {"lr": 2e-2}, {"switches": UNTIED}, {"names": ("r1", "r3", "r2")}):
-        with pytest.raises(files.CheckpointError, match="another"):
+        with pytest.raises(tensors.CheckpointError, match="another"):
             Stack(plan(**change)).resume(path)
     assert not Stack(plan()).resume(tmp_path / "none")
 
@@ -525,7 +530,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, damage):
     if damage == "flipped bit":
         content[-3] ^= 1
     path.write_bytes({"flipped bit": content, "cut short": content[: len(content) // 2], "empty": b""}[damage])
-    with pytest.raises(files.CheckpointError, match="stack.safetensors"):
+    with pytest.raises(tensors.CheckpointError, match="stack.safetensors"):
         Stack(plan()).resume(path)
 
 
@@ -551,7 +556,7 @@ def through_kills(folder: Path, dtype: str, compiled: bool) -> None:
     loop.fit(whole, batches, bar=False)
     before = 0
     for death in [*sorted(chance.sample(range(5, 200), 4)), None]:
-        began = files.state(path)["step"] if path.exists() else 0
+        began = tensors.state(path)["step"] if path.exists() else 0
         log, pause = folder / f"{death}", chance.random()
         assert began == before == 0 or max(before - 4, 1) <= began <= before  # a resampling reads three steps ahead
         if not (child := os.fork()):
@@ -581,10 +586,11 @@ def through_kills(folder: Path, dtype: str, compiled: bool) -> None:
 )
 def test_a_kill_at_any_moment_loses_nothing(tmp_path, dtype, compiled):
     """SIGKILL at four random steps; the run that resumes goes on from its checkpoint and ends as one never stopped."""
-    if compiled and not adam.compiler():
+    if compiled and not devices.compiler():
         pytest.skip("torch.compile needs a C++ compiler")
     here = Path(__file__).parent
-    code = f"import sys; sys.path[:0] = {[str(here.parents[1]), str(here)]!r}\nimport test_training as t\n"
+    paths = [str(folder) for folder in (here.parents[1], here.parent, here)]
+    code = f"import sys; sys.path[:0] = {paths!r}\nimport test_training as t\n"
     code += f"t.through_kills(t.Path({str(tmp_path)!r}), {dtype!r}, {compiled})"
     # One thread for the compiler as well: a fork takes no threads along.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}

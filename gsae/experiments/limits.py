@@ -1,0 +1,128 @@
+"""What the runner obeys: shapes of language models, and how much is read, encoded and kept at once."""
+
+from dataclasses import dataclass
+
+from gsae.evidence.run import Run
+
+STORE = 10_000_000_000  # bytes; activations that take more are read from a shuffled buffer, others from a store on disk
+
+
+STREAM_ABOVE = 10_000_000  # tokens; the same on the packaged text, and where the width of the model is not known here
+
+
+BUFFER = 1_000_000  # rows of that buffer, as in the paper
+
+
+PASS = 8192  # tokens of one forward pass of the language model, at most 16 blocks
+
+
+CODES = 2**26  # numbers in one matrix of latents that an evaluation makes: 0.27 GB in fp32
+
+
+KEPT = 4_000_000_000  # bytes; clean activations that take more are not kept for the next SAE's evaluation
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The public shape of a language model, as its config gives it. Biases and norms (below 0.2 %) are left out."""
+
+    layers: int
+    d: int
+    heads: int
+    d_head: int
+    d_mlp: int
+    vocab: int
+    kv_heads: int = 0  # 0: as many as heads
+    gated_mlp: bool = False
+    tied: bool = False  # whether embedding and unembedding are one matrix
+    positions: int = 0  # learned position vectors
+
+    def n(self, site: str) -> int:
+        """Width of a site's activations."""
+        return {"attn_z": self.heads * self.d_head, "mlp_neurons": self.d_mlp}.get(site, self.d)
+
+    @property
+    def attention(self) -> int:
+        """Weights of one block's query, key and value; the output matrix has `heads * d_head * d` more."""
+        return self.d * self.d_head * (self.heads + 2 * (self.kv_heads or self.heads))
+
+    @property
+    def block(self) -> int:
+        """Weights of one block."""
+        return self.attention + self.heads * self.d_head * self.d + (2 + self.gated_mlp) * self.d * self.d_mlp
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.block + self.d * ((2 - self.tied) * self.vocab + self.positions)
+
+    def flops(self, context: int, site: str | None = None, layer: int = 0) -> int:
+        """Operations per token of a forward pass that ends at a site; without one, of the whole pass."""
+        mix = 4 * context * self.heads * self.d_head  # scores and their product with the values, not only causal ones
+        if site is None:
+            return self.layers * (2 * self.block + mix) + 2 * self.d * self.vocab
+        return layer * (2 * self.block + mix) + 2 * (self.attention if site == "attn_z" else self.block) + mix
+
+
+SHAPES = {  # of the models' public configs
+    "gelu-1l-mini": Shape(1, 128, 4, 32, 512, 4096, positions=128),
+    "smollm2": Shape(30, 576, 9, 64, 1536, 49_152, kv_heads=3, gated_mlp=True, tied=True),
+    "gelu-1l": Shape(1, 512, 8, 64, 2048, 48_262, positions=1024),
+    "pythia-2.8b": Shape(32, 2560, 32, 80, 10_240, 50_304),
+    "gemma-7b": Shape(28, 3072, 16, 256, 24_576, 256_000, gated_mlp=True, tied=True),
+}
+
+
+def known(lm: str) -> bool:
+    return lm.partition("@")[0] in SHAPES
+
+
+def shape(lm: str) -> Shape:
+    """A language model's shape, at any revision. Raises KeyError, naming those known, for one not in the table."""
+    if not known(lm):
+        raise KeyError(
+            f"the shape of {lm!r} is not known: add it to gsae.experiments.cost.SHAPES; known are {', '.join(SHAPES)}"
+        )
+    return SHAPES[lm.partition("@")[0]]
+
+
+def width(run: Run) -> int:
+    return shape(run.lm).n(run.site)
+
+
+def streams(run: Run) -> bool:
+    """Whether a run reads its activations from a buffer: a store of as many would fill the disk."""
+    if run.text == "packaged" or not known(run.lm):
+        return run.tokens > STREAM_ABOVE
+    return run.tokens * row_bytes(run) > STORE
+
+
+def blocks_per_pass(context: int) -> int:
+    """Blocks of one forward pass: attention scores grow with the square of the context."""
+    return max(1, min(16, PASS // context))
+
+
+def rows_at_once(M: int, most: int) -> int:
+    """Tokens that an evaluation encodes at once."""
+    return max(1, min(most, CODES // M))
+
+
+def clean_bytes(run: Run) -> int:
+    """Clean activations of one token, which let an SAE's evaluation rerun the layers above alone."""
+    return 2 * (width(run) + (0 if run.site == "resid_post" else shape(run.lm).d))
+
+
+def keeps_splices(run: Run) -> bool:
+    """Whether the clean activations of the text for cross-entropy stay for all SAEs of a site; else each makes them
+    again, pass by pass, which at the paper's size adds 0.3 % of the operations.
+    """
+    return not known(run.lm) or run.ce_tokens * clean_bytes(run) <= KEPT
+
+
+def row_bytes(run: Run) -> int:
+    return 2 * width(run)
+
+
+def store_rows(run: Run) -> int:
+    """Rows of a store: whole blocks that cover the run's tokens and one batch."""
+    per_block = run.context - (not run.keep_pos0)
+    return -(-(run.tokens + run.batch) // per_block) * per_block

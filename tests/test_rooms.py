@@ -1,0 +1,80 @@
+"""The rooms of the package: who may import whom, that no import goes in a circle, and the measures of the code."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "gsae"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAY = {  # room -> the rooms that it may import, in reading order
+    "saes": {"system"},
+    "training": {"saes", "system"},
+    "lm": {"system"},
+    "evidence": {"system"},
+    "experiments": {"evidence", "lm", "training", "saes", "system"},
+    "figures": {"evidence"},
+    "interpretability": {"experiments", "evidence", "lm", "saes", "system"},
+    "claims": {"interpretability", "experiments", "figures", "evidence", "training", "saes", "system"},
+    "system": set(),
+}
+FLOORS = 9  # of rooms and of the files beside them: each stands one floor above the highest that it imports
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module(path): path for path in FILES}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of the package that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else node.module for name in whole}
+    return {name for name in names if name == "gsae" or name.startswith("gsae.")}
+
+
+def room(name: str) -> str:
+    return (name.split(".") + [""])[1]
+
+
+def test_every_file_is_in_a_room():
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py"}
+    assert {path.parent.name for path in FILES if path.parent != PACKAGE} == set(MAY)
+    assert all(path.parent.parent == PACKAGE for path in FILES if path.parent != PACKAGE)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent != PACKAGE], ids=module)
+def test_a_room_imports_only_the_rooms_in_its_list(path):
+    own = path.parent.name
+    strange = {name for name in imports(path) if room(name) != own and room(name) not in MAY[own]}
+    assert not strange, f"{module(path)} imports {', '.join(sorted(strange))}; {own} may import {MAY[own] or 'nothing'}"
+
+
+def test_the_rooms_stand_above_each_other():
+    list(TopologicalSorter(MAY).static_order())  # raises CycleError
+
+
+def test_no_import_goes_in_a_circle():
+    graph = {name: imports(path) - {name} for name, path in MODULES.items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_the_floors_are_few():
+    graph: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        graph.setdefault(room(name), set()).update(room(below) for below in imports(path))
+    floor: dict[str, int] = {}
+    for name in TopologicalSorter({name: below - {name} for name, below in graph.items()}).static_order():
+        floor[name] = 1 + max((floor[below] for below in graph[name] - {name}), default=0)
+    for number in sorted(set(floor.values())):
+        print(f"floor {number}: {', '.join(sorted(name or 'gsae' for name, at in floor.items() if at == number))}")
+    assert max(floor.values()) <= FLOORS
