@@ -1,1 +1,3 @@
-"""Throughput against the machine's own matrix products and against other libraries: `python -m benchmarks --help`."""
+"""Throughput against the machine's own matrix products and against other libraries: `python -m
+benchmarks --help`.
+"""

@@ -1,5 +1,5 @@
-"""What is measured: training cases, their count of useful work, and how one timed round is taken. torch only, because
-the peers' environment, which has no gsae, reads this file too."""
+"""What is measured: training cases, their count of useful work, and how one timed round is taken.
+torch only, because the peers' environment, which has no gsae, reads this file too."""
 
 import time
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-# The dense products that a step cannot do without, each of 2 n M operations a sample, and how often it needs them.
-# Gated: main and auxiliary decode share shapes, as do the two ways back; the auxiliary path gives the frozen
-# dictionary no gradient.
+# The dense products that a step cannot do without, each of 2 n M operations a sample, and how often
+# it needs them. Gated: main and auxiliary decode share shapes, as do the two ways back; the
+# auxiliary path gives the frozen dictionary no gradient.
 PRODUCTS = {
     "x @ W_enc": {"gated": 1, "baseline": 1},
     "f @ W_dec": {"gated": 2, "baseline": 1},
@@ -22,7 +22,9 @@ PRODUCTS = {
 
 
 def flops(arch: str, n: int, M: int) -> int:
-    """Useful floating-point operations of one sample in one training step: 14 n M for gated, 10 n M for baseline."""
+    """Useful floating-point operations of one sample in one training step: 14 n M for gated, 10 n M
+    for baseline.
+    """
     return sum(count[arch] for count in PRODUCTS.values()) * 2 * n * M
 
 
@@ -40,7 +42,10 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.library} [{self.setting}] {self.arch} x{self.K} n{self.n} M{self.M} b{self.batch}"
+        return (
+            f"{self.library} [{self.setting}] {self.arch} x{self.K} n{self.n} M{self.M} "
+            f"b{self.batch}"
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,20 +64,25 @@ def clock(step: Callable[[], object], count: int, device: str = "cpu") -> float:
 
 
 def many_shapes() -> None:
-    """Let one function be compiled for each of the benchmark's shapes: past 8, torch would go on uncompiled."""
+    """Let one function be compiled for each of the benchmark's shapes: past 8, torch would go on
+    uncompiled.
+    """
     from torch._dynamo import config
 
     config.recompile_limit = config.accumulated_recompile_limit = 4096
 
 
 class Loop:
-    """A step that is timed in rounds of about `seconds`; the first calls compile and settle and are not timed.
+    """A step that is timed in rounds of about `seconds`; the first calls compile and settle and are
+    not timed.
 
-    Each round begins with one step outside the clock: it wakes the threads and fills the caches that the case measured
-    before this one has used.
+    Each round begins with one step outside the clock: it wakes the threads and fills the caches
+    that the case measured before this one has used.
     """
 
-    def __init__(self, step: Callable[[], object], seconds: float, settle: int = 3, device: str = "cpu"):
+    def __init__(
+        self, step: Callable[[], object], seconds: float, settle: int = 3, device: str = "cpu"
+    ):
         self.step, self.device = step, device
         clock(step, settle, device)
         once = min(clock(step, 1, device) for _ in range(2))
@@ -97,13 +107,18 @@ class Batches:
 
 
 def write_data(path: Path, widths: set[int], rows: int) -> None:
-    """The activations that every library trains on: sparse sums of known directions, unit mean squared norm."""
+    """The activations that every library trains on: sparse sums of known directions, unit mean
+    squared norm.
+    """
     from gsae.saes.toy import SparseData  # not in the peers' environment
 
     tensors = {}
     for n in sorted(widths):
         data = SparseData(n, features=8 * n, l0=float(min(32, n)), noise=0.1)
-        parts = [data.sample(min(4096, rows - start), seed)[0] for seed, start in enumerate(range(0, rows, 4096))]
+        parts = [
+            data.sample(min(4096, rows - start), seed)[0]
+            for seed, start in enumerate(range(0, rows, 4096))
+        ]
         tensors[str(n)] = torch.cat(parts)
     save_file(tensors, path)
 

@@ -1,4 +1,6 @@
-"""Harvesting activations against the least that it could cost: transformers' own forward, cut after the same layer."""
+"""Harvesting activations against the least that it could cost: transformers' own forward, cut after
+the same layer.
+"""
 
 import shutil
 import tempfile
@@ -17,7 +19,9 @@ BLOCKS = 16  # in one forward pass, the default of `harvest`
 
 
 class Harvest:
-    """`gsae.lm.store.harvest` from token blocks to a finished store, tokens counted as the model reads them."""
+    """`gsae.lm.store.harvest` from token blocks to a finished store, tokens counted as the model
+    reads them.
+    """
 
     setting = "harvest"
 
@@ -33,14 +37,26 @@ class Harvest:
         return f"{self.lm.name} [{self.setting}] {self.site} {self.layer}"
 
     def run(self, passes: int) -> float:
-        ids = np.random.default_rng(0).integers(self.lm.bridge.cfg.d_vocab, size=(passes * BLOCKS, self.lm.context))
+        ids = np.random.default_rng(0).integers(
+            self.lm.bridge.cfg.d_vocab, size=(passes * BLOCKS, self.lm.context)
+        )
         blocks = Dataset.from_dict({"tokens": ids.astype("int32").tolist()}).with_format("numpy")
         rows = len(ids) * (self.lm.context - 1)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # random tokens may well have sinks
-            return clock(lambda: store.harvest(
-                self.lm, blocks, [(self.site, self.layer)], rows, folder, name_hash="bench", batch=BLOCKS
-            ), 1, str(self.lm.device))  # fmt: skip
+            return clock(
+                lambda: store.harvest(
+                    self.lm,
+                    blocks,
+                    [(self.site, self.layer)],
+                    rows,
+                    folder,
+                    name_hash="bench",
+                    batch=BLOCKS,
+                ),
+                1,
+                str(self.lm.device),
+            )
 
     def round(self) -> float:
         """Seconds a forward pass of `tokens` tokens."""
@@ -51,7 +67,9 @@ class Harvest:
 
 
 class Bare(Harvest):
-    """The same tokens through the same weights in transformers, without what lies above the layer."""
+    """The same tokens through the same weights in transformers, without what lies above the
+    layer.
+    """
 
     setting = "bare forward"
 
@@ -62,12 +80,19 @@ class Bare(Harvest):
     @torch.no_grad()
     def run(self, passes: int) -> float:
         shape = BLOCKS, self.lm.context
-        ids = [torch.randint(self.lm.bridge.cfg.d_vocab, shape, device=self.lm.device) for _ in range(passes)]
-        return clock(lambda: [self.model(input_ids=i, use_cache=False) for i in ids], 1, str(self.lm.device))
+        ids = [
+            torch.randint(self.lm.bridge.cfg.d_vocab, shape, device=self.lm.device)
+            for _ in range(passes)
+        ]
+        return clock(
+            lambda: [self.model(input_ids=i, use_cache=False) for i in ids], 1, str(self.lm.device)
+        )
 
 
 def cut(model, layer: int):
-    """The trunk of a Llama-like causal language model up to and with `layer`, without its output matrix."""
+    """The trunk of a Llama-like causal language model up to and with `layer`, without its output
+    matrix.
+    """
     trunk = model.base_model
     trunk.layers = trunk.layers[: layer + 1]
     return trunk
@@ -82,4 +107,6 @@ def load(device: str):
 
     logging.disable_progress_bar()
     ours = models.load("smollm2", device)
-    return ours, lambda: AutoModelForCausalLM.from_pretrained(smollm2.smollm2(), dtype=ours.dtype).to(ours.device)
+    return ours, lambda: AutoModelForCausalLM.from_pretrained(
+        smollm2.smollm2(), dtype=ours.dtype
+    ).to(ours.device)

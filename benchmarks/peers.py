@@ -1,5 +1,6 @@
-"""Other libraries, in an environment of their own (`make peers`): a process for each, which stays alive and answers one
-timed round a request, so that its rounds come in turn with ours. The server half imports nothing of gsae."""
+"""Other libraries, in an environment of their own (`make peers`): a process for each, which stays
+alive and answers one timed round a request, so that its rounds come in turn with ours. The server
+half imports nothing of gsae."""
 
 import json
 import os
@@ -18,8 +19,9 @@ from benchmarks.cases import Batches, Case, Loop, many_shapes, read_data
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / os.environ.get("PEERS", ".bench") / "bin" / "python"
-# "default" is what the library's documentation does when nothing is said about speed. "outside" are settings that the
-# library does not offer on this device, made around it: they give it the best chance.
+# "default" is what the library's documentation does when nothing is said about speed. "outside" are
+# settings that the library does not offer on this device, made around it: they give it the best
+# chance.
 SETTINGS = {
     "sae-lens": {
         "default": {},
@@ -43,7 +45,9 @@ class PeerError(RuntimeError):
 
 
 def sae_lens(case: Case, device: str, autocast=False, compile=False, dtype="float32") -> Callable:
-    """One step of SAELens' trainer, as its coordinator of several SAEs drives it; `compile` as its runner does."""
+    """One step of SAELens' trainer, as its coordinator of several SAEs drives it; `compile` as its
+    runner does.
+    """
     import sae_lens as sl
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -72,20 +76,30 @@ def sae_lens(case: Case, device: str, autocast=False, compile=False, dtype="floa
     return step
 
 
-def dictionary_learning(case: Case, device: str, autocast=False, compile=False, dtype="float32") -> Callable:
+def dictionary_learning(
+    case: Case, device: str, autocast=False, compile=False, dtype="float32"
+) -> Callable:
     """One step of dictionary_learning's trainer, as its `trainSAE` drives it.
 
-    Its bf16 option casts the batch and turns autocast on, the latter on GPUs only; `autocast` does so on CPUs too.
+    Its bf16 option casts the batch and turns autocast on, the latter on GPUs only; `autocast` does
+    so on CPUs too.
     """
-    # Importing nnsight, which its buffer of activations needs and its trainers do not, breaks torch.compile.
+    # Importing nnsight, which its buffer of activations needs and its trainers do not, breaks
+    # torch.compile.
     sys.modules.setdefault("nnsight", MagicMock())
     from dictionary_learning.trainers.gdm import GatedSAETrainer
     from dictionary_learning.trainers.standard import StandardTrainer
 
     trainer = {"gated": GatedSAETrainer, "baseline": StandardTrainer}[case.arch](
-        steps=FOREVER, activation_dim=case.n, dict_size=case.M, layer=0, lm_name="none", device=device,
-        **({"sparsity_warmup_steps": None} if compile else {}),  # a warm-up would compile anew in each of its steps
-    )  # fmt: skip
+        steps=FOREVER,
+        activation_dim=case.n,
+        dict_size=case.M,
+        layer=0,
+        lm_name="none",
+        device=device,
+        # a warm-up would compile anew in each of its steps
+        **({"sparsity_warmup_steps": None} if compile else {}),
+    )
     if compile:
         trainer.loss = torch.compile(trainer.loss)
     kind, dtype, done = torch.device(device).type, getattr(torch, dtype), 0
@@ -148,8 +162,14 @@ def serve(answers) -> None:
                     answer = {"steps_a_round": loops[one.name].count}
                 case "round":
                     answer = loops[request["name"]].round()
-        except Exception as error:  # of a foreign library: the other cases go on, and the record says what failed
-            answer = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]}
+        except (
+            Exception
+        ) as error:  # of a foreign library: the other cases go on, and the record says what failed
+            answer = {
+                "error": (
+                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                )[:300]
+            }
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -159,11 +179,15 @@ class Peers:
     def __init__(self, python: Path, data: Path, threads: int):
         environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": str(threads)}
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.process = subprocess.Popen([python, "-m", "benchmarks.peers"], cwd=ROOT, env=environment, **pipes)
+        self.process = subprocess.Popen(
+            [python, "-m", "benchmarks.peers"], cwd=ROOT, env=environment, **pipes
+        )
         self.versions = self.ask(do="start", data=str(data), threads=threads)
 
     def ask(self, **request):
-        """The answer to one request. Raises PeerError where it is an error, or the process has ended."""
+        """The answer to one request. Raises PeerError where it is an error, or the process has
+        ended.
+        """
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
@@ -171,7 +195,9 @@ class Peers:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise PeerError(f"the peers' process ended with code {self.process.wait()}; its message is above")
+            raise PeerError(
+                f"the peers' process ended with code {self.process.wait()}; its message is above"
+            )
         answer = json.loads(line)
         if isinstance(answer, dict) and "error" in answer:
             raise PeerError(answer["error"])

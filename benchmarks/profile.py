@@ -1,4 +1,6 @@
-"""Where a step's processor time goes, by torch's profiler: products, Adam, what is done to each entry, gathering."""
+"""Where a step's processor time goes, by torch's profiler: products, Adam, what is done to each
+entry, gathering.
+"""
 
 import torch
 from torch import _inductor
@@ -8,7 +10,8 @@ from benchmarks.cases import Case
 from benchmarks.ours import Ours
 
 STEPS = 3
-# The first whose words are in an operation's name; compiled kernels are named after what is fused in them.
+# The first whose words are in an operation's name; compiled kernels are named after what is fused
+# in them.
 PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn"),
     "Adam": ("sqrt",),
@@ -18,12 +21,15 @@ PARTS = {
 
 
 def part(name: str) -> str:
-    return next((part for part, words in PARTS.items() if any(word in name for word in words)), "rest")
+    return next(
+        (part for part, words in PARTS.items() if any(word in name for word in words)), "rest"
+    )
 
 
 def shares(case: Case, rows: torch.Tensor, settle: int = 3) -> dict:
     """One row: the share of each part in the processor time of one case's step on a CPU."""
-    torch._dynamo.reset()  # compiled without names of their own, kernels would count as the call of their graph
+    # compiled without names of their own, kernels would count as the call of their graph
+    torch._dynamo.reset()
     with _inductor.config.patch({"cpp.enable_kernel_profile": True}):
         ours = Ours(case, rows, 0.1, settle)
         with profile(activities=[ProfilerActivity.CPU]) as found:

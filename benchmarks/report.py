@@ -1,4 +1,6 @@
-"""From rounds to rows: medians with their range, useful work, share of the machine's rate, ratio to a peer's."""
+"""From rounds to rows: medians with their range, useful work, share of the machine's rate, ratio to
+a peer's.
+"""
 
 import os
 import platform
@@ -14,7 +16,14 @@ from benchmarks.cases import Case, flops
 from gsae.evidence import provenance
 
 SCHEMA = 1
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16")  # what bf16 products are made of
+FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_tile",
+    "bf16",
+)  # what bf16 products are made of
 
 
 def spread(values) -> list[float]:
@@ -25,14 +34,23 @@ def spread(values) -> list[float]:
 def training_rows(cases: dict[Case, dict], machine: dict[tuple, list[dict]]) -> list[dict]:
     """One row a training case.
 
-    `cases` maps each to `{"rounds": [seconds a step], …}`; `machine` maps (shape, dtype) to a list of rounds of
-    `{product: seconds}`. Shares and ratios are taken round by round, of what was measured minutes apart, and then their
-    median: a drift of the machine's clock cancels.
+    `cases` maps each to `{"rounds": [seconds a step], …}`; `machine` maps (shape, dtype) to a list
+    of rounds of `{product: seconds}`. Shares and ratios are taken round by round, of what was
+    measured minutes apart, and then their median: a drift of the machine's clock cancels.
     """
-    rates = {c: [c.K * c.batch / s for s in found["rounds"]] for c, found in cases.items() if found["rounds"]}
+    rates = {
+        c: [c.K * c.batch / s for s in found["rounds"]]
+        for c, found in cases.items()
+        if found["rounds"]
+    }
     rows = []
     for case, found in cases.items():
-        row = {"kind": "training", "name": case.name, **vars(case), "flops_a_sample": flops(case.arch, case.n, case.M)}
+        row = {
+            "kind": "training",
+            "name": case.name,
+            **vars(case),
+            "flops_a_sample": flops(case.arch, case.n, case.M),
+        }
         if case not in rates:
             rows.append({**row, "error": found["error"]})
             continue
@@ -44,8 +62,12 @@ def training_rows(cases: dict[Case, dict], machine: dict[tuple, list[dict]]) -> 
         for which, settings in (("documented", documented), ("made", lambda c: True)):
             if peer := fastest_peer(case, {c: r for c, r in rates.items() if settings(c)}):
                 row[f"fastest_{which}"] = peer.name
-                row[f"times_fastest_{which}"] = spread([a / b for a, b in zip(rates[case], rates[peer], strict=True)])
-        rows.append({**row, "rounds": [float(f"{r:.5g}") for r in rates[case]], **found.get("about", {})})
+                row[f"times_fastest_{which}"] = spread(
+                    [a / b for a, b in zip(rates[case], rates[peer], strict=True)]
+                )
+        rows.append(
+            {**row, "rounds": [float(f"{r:.5g}") for r in rates[case]], **found.get("about", {})}
+        )
     return rows
 
 
@@ -55,13 +77,19 @@ def documented(case: Case) -> bool:
 
 
 def fastest_peer(case: Case, rates: dict[Case, list[float]]) -> Case | None:
-    """The peer's case of the greatest median on the same task, one SAE or several: peers train those in a loop."""
-    same = [c for c in rates if c.library != "gsae" and (c.arch, *c.shape) == (case.arch, *case.shape)]
+    """The peer's case of the greatest median on the same task, one SAE or several: peers train
+    those in a loop.
+    """
+    same = [
+        c for c in rates if c.library != "gsae" and (c.arch, *c.shape) == (case.arch, *case.shape)
+    ]
     return max(same, key=lambda c: median(rates[c]), default=None)
 
 
 def machine_rows(machine: dict[tuple, list[dict]]) -> list[dict]:
-    """One row a shape and dtype: FLOP/s of each product, and of a gated and a baseline step's products together."""
+    """One row a shape and dtype: FLOP/s of each product, and of a gated and a baseline step's
+    products together.
+    """
     rows = []
     for ((n, M, batch), dtype), rounds in machine.items():
         one = 2 * n * M * batch / 1e12
@@ -89,37 +117,68 @@ def harvest_rows(found: dict[str, dict]) -> list[dict]:
 
 
 def cost_rows(cases: dict[Case, dict]) -> list[dict]:
-    """Seconds of a gated step over a baseline step, at equal width and against 1.5 times the width, and the count."""
-    ours = {c: found["rounds"] for c, found in cases.items() if c.library == "gsae" and found["rounds"]}
+    """Seconds of a gated step over a baseline step, at equal width and against 1.5 times the width,
+    and the count.
+    """
+    ours = {
+        c: found["rounds"] for c, found in cases.items() if c.library == "gsae" and found["rounds"]
+    }
     rows = []
     for gated, seconds in ours.items():
         for wider in (1.0, 1.5):
-            other = Case("gsae", gated.setting, "baseline", gated.K, gated.n, int(gated.M * wider), gated.batch)
-            if gated.arch == "gated" and other in ours and gated.setting in matmul.DTYPES:  # others do fewer products
+            other = Case(
+                "gsae",
+                gated.setting,
+                "baseline",
+                gated.K,
+                gated.n,
+                int(gated.M * wider),
+                gated.batch,
+            )
+            if (
+                gated.arch == "gated" and other in ours and gated.setting in matmul.DTYPES
+            ):  # others do fewer products
                 shared = {k: getattr(gated, k) for k in ("setting", "K", "n", "M", "batch")}
-                rows.append({
-                    "kind": "cost", **shared, "wider": wider,
-                    "count": round(flops("gated", gated.n, gated.M) / flops("baseline", other.n, other.M), 3),
-                    "measured": spread([a / b for a, b in zip(seconds, ours[other], strict=True)]),
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "kind": "cost",
+                        **shared,
+                        "wider": wider,
+                        "count": round(
+                            flops("gated", gated.n, gated.M) / flops("baseline", other.n, other.M),
+                            3,
+                        ),
+                        "measured": spread(
+                            [a / b for a, b in zip(seconds, ours[other], strict=True)]
+                        ),
+                    }
+                )
     return rows
 
 
 def about_machine(device: str) -> dict:
-    """Processor, cores, threads, the flags that matter, memory, and how busy it was before the first round."""
+    """Processor, cores, threads, the flags that matter, memory, and how busy it was before the
+    first round.
+    """
     import psutil
 
     info = {"model name": platform.processor() or platform.machine()}
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
-            info |= dict([part.strip() for part in line.split(":", 1)] for line in file if ":" in line)
+            info |= dict(
+                [part.strip() for part in line.split(":", 1)] for line in file if ":" in line
+            )
     flags = info.get("flags", info.get("Features", "")).split()  # x86, Arm
     return {
-        "device": device if not device.startswith("cuda") else torch.cuda.get_device_name(), "cpu": info["model name"],
-        "cores": psutil.cpu_count(logical=False) or os.cpu_count(), "threads": torch.get_num_threads(),
-        "flags": [f for f in FLAGS if f in flags], "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "busy_before": round(psutil.cpu_percent(interval=1) / 100, 3), "system": platform.system(),
-    }  # fmt: skip
+        "device": device if not device.startswith("cuda") else torch.cuda.get_device_name(),
+        "cpu": info["model name"],
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "flags": [f for f in FLAGS if f in flags],
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "busy_before": round(psutil.cpu_percent(interval=1) / 100, 3),
+        "system": platform.system(),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -133,15 +192,23 @@ def versions() -> dict[str, str]:
 
 
 def origin() -> dict:
-    """The commit that is measured: taken before the first round, as the tree may change meanwhile."""
+    """The commit that is measured: taken before the first round, as the tree may change
+    meanwhile.
+    """
     return {"commit": provenance.git("rev-parse", "HEAD"), "dirty": provenance.dirty()}
 
 
 def record(rows: list[dict], settings: dict, peers: dict, machine: dict, origin: dict) -> dict:
     return {
-        "schema": SCHEMA, "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine, "settings": settings,
-        "versions": versions(), "peers": peers, **origin, "rows": rows,
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": machine,
+        "settings": settings,
+        "versions": versions(),
+        "peers": peers,
+        **origin,
+        "rows": rows,
+    }
 
 
 def terminal(found: dict) -> str:
@@ -149,5 +216,8 @@ def terminal(found: dict) -> str:
     from benchmarks import tables
 
     with pd.option_context("display.width", 200, "display.max_colwidth", 60):
-        parts = [f"{title}\n{table.to_string(index=False)}" for title, table in tables.tables(found).items()]
+        parts = [
+            f"{title}\n{table.to_string(index=False)}"
+            for title, table in tables.tables(found).items()
+        ]
     return "\n\n".join([tables.headline(found), *parts])

@@ -1,4 +1,5 @@
-"""gsae: an executable replication of *Improving Dictionary Learning with Gated Sparse Autoencoders*.
+"""gsae: an executable replication of *Improving Dictionary Learning with Gated Sparse
+Autoencoders*.
 
 The names below are loaded on first use, so that listing a sweep never waits for torch.
 """
@@ -23,7 +24,9 @@ __all__ = ["PAPER", "REPO", "__version__", *_LAZY]
 def __getattr__(name: str):
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'gsae' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    raise AttributeError(
+        f"module 'gsae' has no attribute {name!r}; public names: {', '.join(__all__)}"
+    )
 
 
 def __dir__() -> list[str]:

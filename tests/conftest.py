@@ -9,7 +9,9 @@ import pytest
 @pytest.fixture(scope="module")
 def browser():
     """Chromium, as Playwright drives it; skips where there is none, fails where CI lacks it."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if path is None:
         if os.environ.get("CI"):
             pytest.fail("CI needs chromium")

@@ -1,4 +1,6 @@
-"""A hub on this machine: serves folders as repositories, refuses what it is told to, remembers who asked for what."""
+"""A hub on this machine: serves folders as repositories, refuses what it is told to, remembers who
+asked for what.
+"""
 
 import hashlib
 import json
@@ -15,7 +17,9 @@ REQUEST = re.compile(
 
 
 class HubServer:
-    """`folders`: repository -> folder; `refused`: repository -> (status, code); `seen`: (path, Authorization)."""
+    """`folders`: repository -> folder; `refused`: repository -> (status, code); `seen`: (path,
+    Authorization).
+    """
 
     def __init__(self):
         self.folders: dict[str, Path] = {}
@@ -51,7 +55,11 @@ class HubServer:
 
     def answer(self, url: str, authorization: str | None) -> tuple[int, bytes, dict]:
         def refuse(status, code):
-            return status, b'{"error": "refused"}', {"X-Error-Code": code, "X-Error-Message": "refused"}
+            return (
+                status,
+                b'{"error": "refused"}',
+                {"X-Error-Code": code, "X-Error-Message": "refused"},
+            )
 
         def say(value):
             return 200, json.dumps(value).encode(), {"Content-Type": "application/json"}
@@ -71,18 +79,29 @@ class HubServer:
         files = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob("*")) if p.is_file()}
         if api and action in (None, "revision", "auth-check"):
             siblings = [{"rfilename": name} for name in files]
-            return say({"id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False})
+            return say(
+                {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+            )
         if api and action == "tree":
             under = f"{file}/" if file else ""
             inside = [name for name in files if name.startswith(under)]
-            folders = sorted({under + name[len(under) :].split("/")[0] for name in inside} - set(files))
+            folders = sorted(
+                {under + name[len(under) :].split("/")[0] for name in inside} - set(files)
+            )
             if "recursive=true" not in url:
                 inside = [name for name in inside if "/" not in name[len(under) :]]
             entry = {"type": "directory", "oid": "0" * 40, "size": 0}
             listed = [{**entry, "path": name} for name in folders]
-            listed += [{**entry, "type": "file", "path": p, "size": files[p].stat().st_size} for p in inside]
+            listed += [
+                {**entry, "type": "file", "path": p, "size": files[p].stat().st_size}
+                for p in inside
+            ]
             return say(listed)
         if not api and action == "resolve" and file in files:
             data = files[file].read_bytes()
-            return 200, data, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
+            return (
+                200,
+                data,
+                {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'},
+            )
         return refuse(404, "EntryNotFound")

@@ -1,9 +1,10 @@
-"""The paper's pseudo-code (Eqs 1 to 8, Figs 16 and 17), written naively: one vector at a time, in its own layout.
+"""The paper's pseudo-code (Eqs 1 to 8, Figs 16 and 17), written naively: one vector at a time, in
+its own layout.
 
-Nothing here comes from gsae. Vectors are columns: `W_gate`, `W_mag`, `W_enc` are (M, n) and `W_dec` is (n, M) with unit
-columns, so the matrices are the transposes of the package's. Everything is float64. `p` is a dict of the parameters,
-`frozen` the copies that the stop-gradient sees (by default detached ones; finite differences hold them fixed while they
-move `p`).
+Nothing here comes from gsae. Vectors are columns: `W_gate`, `W_mag`, `W_enc` are (M, n) and `W_dec`
+is (n, M) with unit columns, so the matrices are the transposes of the package's. Everything is
+float64. `p` is a dict of the parameters, `frozen` the copies that the stop-gradient sees (by
+default detached ones; finite differences hold them fixed while they move `p`).
 """
 
 import torch
@@ -25,7 +26,10 @@ def W_mag(p, tie):
     """Eq. 7, row by row."""
     if tie == "none":
         return p["W_mag"]
-    rows = [torch.exp(p["r_mag"][i]) * row if tie == "r_mag" else row for i, row in enumerate(p["W_gate"])]
+    rows = [
+        torch.exp(p["r_mag"][i]) * row if tie == "r_mag" else row
+        for i, row in enumerate(p["W_gate"])
+    ]
     return torch.stack(rows)
 
 
@@ -74,7 +78,10 @@ def gated_losses(
     frozen = frozen or stop_gradient(p)
     f = gated_encode(p, x, frozen, tie, step, centre_grad)
     via_gate = relu(gated_paths(p, x, frozen, tie, centre_grad)[0])
-    terms = {"reconstruction": squared_norm(x - decode(p, f)), "sparsity": lam * via_gate.abs().sum()}
+    terms = {
+        "reconstruction": squared_norm(x - decode(p, f)),
+        "sparsity": lam * via_gate.abs().sum(),
+    }
     if magnitude_l1:
         terms["sparsity"] = terms["sparsity"] + lam * f.abs().sum()
     if auxiliary:

@@ -1,4 +1,6 @@
-"""Collected latents as `gsae.interpretability.latents` writes them, made up, and consistent enough to be loaded."""
+"""Collected latents as `gsae.interpretability.latents` writes them, made up, and consistent enough
+to be loaded.
+"""
 
 import json
 import random
@@ -16,7 +18,9 @@ def example(rng, peak, q=None, block=0):
     at = rng.randrange(2, len(tokens))
     acts = [round(peak * rng.random() * 0.8, 3) if rng.random() < 0.25 else 0 for _ in tokens]
     acts[at] = peak
-    return {"block": block, "pos": at + 1, "at": at, "tokens": tokens, "acts": acts} | ({} if q is None else {"q": q})
+    return {"block": block, "pos": at + 1, "at": at, "tokens": tokens, "acts": acts} | (
+        {} if q is None else {"q": q}
+    )
 
 
 def latent(number, seed=0, dead=False):
@@ -26,21 +30,44 @@ def latent(number, seed=0, dead=False):
     else:
         top = [example(rng, round(3 - 0.2 * i, 2), block=i) for i in range(8)]
         sample = [
-            example(rng, round(2.9 * q + 0.1, 2), q, i) for i, q in enumerate((1, 0.9, 0.8, 0.6, 0.5, 0.3, 0.1, 0))
+            example(rng, round(2.9 * q + 0.1, 2), q, i)
+            for i, q in enumerate((1, 0.9, 0.8, 0.6, 0.5, 0.3, 0.1, 0))
         ]
         counts = [rng.randrange(1, 60) for _ in range(48)]
     return {
-        "latent": number, "density": sum(counts) / 100_000, "max": 0 if dead else 3.0,
-        "histogram": {"width": 0.0625, "counts": counts}, "top": top, "sample": sample,
-        "logits": {"raised": [[" Returns", 2.41], [" returns", 2.2]], "lowered": [[" none", -1.9], ["</script>", -1]]},
+        "latent": number,
+        "density": sum(counts) / 100_000,
+        "max": 0 if dead else 3.0,
+        "histogram": {"width": 0.0625, "counts": counts},
+        "top": top,
+        "sample": sample,
+        "logits": {
+            "raised": [[" Returns", 2.41], [" returns", 2.2]],
+            "lowered": [[" none", -1.9], ["</script>", -1]],
+        },
         "similar": [[number + 1, 0.41]],
-    }  # fmt: skip
+    }
 
 
-def collected(run, arm="gated", l0=50.0, lm="lm-a", site="attn_z", layer=8, latents=12, dead=0, **about):
+def collected(
+    run, arm="gated", l0=50.0, lm="lm-a", site="attn_z", layer=8, latents=12, dead=0, **about
+):
     """A file's content: `latents` of them, the first `dead` never on."""
-    provenance = {"run": run, "lm": lm, "site": site, "layer": layer, "n": 576, "M": 3456, "scale": 1.0,
-                  "tokens": 100_000, "context": 128, "corpus": "c0ffee", "arm": arm, "l0": l0, **about}  # fmt: skip
+    provenance = {
+        "run": run,
+        "lm": lm,
+        "site": site,
+        "layer": layer,
+        "n": 576,
+        "M": 3456,
+        "scale": 1.0,
+        "tokens": 100_000,
+        "context": 128,
+        "corpus": "c0ffee",
+        "arm": arm,
+        "l0": l0,
+        **about,
+    }
     rows = [latent(17 * i + 3, run, i < dead) for i in range(latents)]
     return {"schema": 1, "provenance": provenance, "latents": rows, "background": []}
 
@@ -58,5 +85,9 @@ def small(folder, latents=12, arms=("gated", "baseline")):
     for site, layer in (("attn_z", 8), ("resid_post", 20)):
         for n, arm in enumerate(arms):
             run = f"9ab3cdef021{len(paths):x}"
-            paths.append(write(folder, run=run, arm=arm, l0=48.0 + n, site=site, layer=layer, latents=latents))
+            paths.append(
+                write(
+                    folder, run=run, arm=arm, l0=48.0 + n, site=site, layer=layer, latents=latents
+                )
+            )
     return paths

@@ -1,4 +1,6 @@
-"""The house: file lengths, imports, the environment, tags against pages, nothing private in tracked files."""
+"""The house: file lengths, imports, the environment, tags against pages, nothing private in tracked
+files.
+"""
 
 import ast
 import hashlib
@@ -65,7 +67,9 @@ def test_who_may_import_whom(path):
 
 
 def test_listing_needs_no_torch():
-    code = "import sys, gsae.cli; gsae.cli.main(['list', 'pareto']); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, gsae.cli; gsae.cli.main(['list', 'pareto']); assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "baseline" in done.stdout
@@ -87,11 +91,15 @@ def test_environment_requirements_parse_and_are_pinned():
     pins = {Requirement(x).name.lower().replace("_", "-") for x in lines("constraints.txt")}
     for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
         for text in group:
-            assert Requirement(text).name.lower().replace("_", "-") in pins, f"{text} has no pin in constraints.txt"
+            assert Requirement(text).name.lower().replace("_", "-") in pins, (
+                f"{text} has no pin in constraints.txt"
+            )
 
 
 def test_pins_install_on_the_oldest_python_promised():
-    """Debian 12 has 3.11.2: a pin of a release for 3.11.5 and newer once kept `make book` from starting there."""
+    """Debian 12 has 3.11.2: a pin of a release for 3.11.5 and newer once kept `make book` from
+    starting there.
+    """
     oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
     for pin in map(Requirement, lines("constraints.txt")):
         try:
@@ -107,7 +115,8 @@ def lines(name):
 
 def test_the_workflows_run_the_targets_of_a_laptop():
     test, publish = (
-        yaml.safe_load((ROOT / ".github/workflows" / name).read_text()) for name in ("test.yml", "publish.yml")
+        yaml.safe_load((ROOT / ".github/workflows" / name).read_text())
+        for name in ("test.yml", "publish.yml")
     )
     when = test[True]  # which YAML makes of `on`
     assert when["push"]["branches"] == ["main"] and len(when["schedule"][0]["cron"].split()) == 5
@@ -119,11 +128,17 @@ def test_the_workflows_run_the_targets_of_a_laptop():
     assert after["workflows"] == [test["name"]] and after["branches"] == ["main"]
     assert "make book" in [step.get("run") for step in steps]
     used = {step["uses"].split("@")[0]: step.get("with", {}) for step in steps if "uses" in step}
-    assert used["actions/upload-pages-artifact"]["path"] == "_build/html" and "actions/deploy-pages" in used
+    assert (
+        used["actions/upload-pages-artifact"]["path"] == "_build/html"
+        and "actions/deploy-pages" in used
+    )
 
 
 def test_one_repository_url():
-    urls = PROJECT["urls"]["Repository"], yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    urls = (
+        PROJECT["urls"]["Repository"],
+        yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"],
+    )
     assert set(urls) == {gsae.REPO}
 
 
@@ -131,7 +146,9 @@ def test_the_readme_shows_the_verdicts_of_the_evidence():
     from gsae.claims import readme
 
     text = (ROOT / "README.md").read_text()
-    rounding = re.compile(r"\d\S*e-\d+")  # of identities checked live: it differs between processors
+    rounding = re.compile(
+        r"\d\S*e-\d+"
+    )  # of identities checked live: it differs between processors
     assert rounding.sub("", readme.with_table(text)) == rounding.sub("", text), "run `gsae readme`"
     assert str(readme.FIGURE) in text and (ROOT / readme.FIGURE).exists()
 
@@ -158,8 +175,12 @@ def test_every_deviation_tag_has_its_entry_and_every_entry_its_tag():
 
 
 def test_nothing_private_in_tracked_files():
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    private = re.compile(r"(?<![A-Za-z])/(?:work|root)/|https?://[a-z.]*(?:pythonhosted|npmjs|debian)\.")
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    private = re.compile(
+        r"(?<![A-Za-z])/(?:work|root)/|https?://[a-z.]*(?:pythonhosted|npmjs|debian)\."
+    )
     for name in names:
         if (
             name.endswith((".py", ".md", ".json", ".ipynb", ".yml", ".toml", ".txt", ".css"))
@@ -171,9 +192,16 @@ def test_nothing_private_in_tracked_files():
 def test_manifest_names_the_packaged_text_and_model():
     manifest = json.loads((ROOT / "gsae/data/manifest.json").read_text())
     for name in ("smollm2", "gelu-1l-mini"):
-        assert set(manifest["corpora"][name]) == {"train-128", "eval-128", "lm_heldout-128"} and manifest["lms"][name]
+        assert (
+            set(manifest["corpora"][name]) == {"train-128", "eval-128", "lm_heldout-128"}
+            and manifest["lms"][name]
+        )
     record = json.loads((ROOT / "gsae/data/gelu-1l-mini/training.json").read_text())
     weights = (ROOT / "gsae/data/gelu-1l-mini/model.safetensors").read_bytes()
-    assert hashlib.sha256(weights).hexdigest()[:16] == record["weights"] == manifest["lms"]["gelu-1l-mini"]
+    assert (
+        hashlib.sha256(weights).hexdigest()[:16]
+        == record["weights"]
+        == manifest["lms"]["gelu-1l-mini"]
+    )
     assert record["corpus"] == manifest["corpora"]["gelu-1l-mini"]["train-128"] and record["curve"]
     assert sum(p.stat().st_size for p in (ROOT / "gsae/data/gelu-1l-mini").iterdir()) <= 6_000_000

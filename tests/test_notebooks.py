@@ -1,4 +1,6 @@
-"""The shape of the chapters: they explain, the package computes, and nothing they printed is in git."""
+"""The shape of the chapters: they explain, the package computes, and nothing they printed is in
+git.
+"""
 
 import json
 import re
@@ -24,7 +26,9 @@ def sources(notebook, kind):
 
 
 def test_there_are_chapters():
-    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i + 1:02d}" for i in range(len(NOTEBOOKS))] and NOTEBOOKS
+    assert [p.stem[:2] for p in NOTEBOOKS] == [
+        f"{i + 1:02d}" for i in range(len(NOTEBOOKS))
+    ] and NOTEBOOKS
 
 
 def test_cells_are_short_and_define_nothing(notebook):
@@ -39,20 +43,32 @@ def test_no_outputs(notebook):
 
 def test_runs_on_colab(notebook):
     meta = notebook["metadata"]
-    assert meta["kernelspec"]["name"] == "python3" and meta["accelerator"] == "GPU" and meta["colab"]
+    assert (
+        meta["kernelspec"]["name"] == "python3" and meta["accelerator"] == "GPU" and meta["colab"]
+    )
     first = sources(notebook, "code")[0]
     assert f"git+{gsae.REPO}@main" in first
     assert 'if "google.colab" in sys.modules:\n    %pip install' in first  # there, and nowhere else
     assert "".join(sources(notebook, "code")).count("%pip") == 1
-    assert '\n    os.environ["GSAE_SCALE"] = "smoke"' in first and "GSAE_CACHE" in first  # lines to change
+    assert (
+        '\n    os.environ["GSAE_SCALE"] = "smoke"' in first and "GSAE_CACHE" in first
+    )  # lines to change
 
 
 def test_a_badge_opens_the_notebook_on_colab():
-    """For readers on GitHub; the book has its launch button, and loads no picture from elsewhere."""
+    """For readers on GitHub; the book has its launch button, and loads no picture from
+    elsewhere.
+    """
     for path in NOTEBOOKS:
         address = f"https://colab.research.google.com/github{urlparse(gsae.REPO).path}/blob/main/notebooks/{path.name}"
-        (badge,) = (c for c in json.loads(path.read_text())["cells"] if "colab-badge.svg" in "".join(c["source"]))
-        assert "".join(badge["source"]).endswith(f"]({address})") and badge["metadata"]["tags"] == ["remove-cell"]
+        (badge,) = (
+            c
+            for c in json.loads(path.read_text())["cells"]
+            if "colab-badge.svg" in "".join(c["source"])
+        )
+        assert "".join(badge["source"]).endswith(f"]({address})") and badge["metadata"]["tags"] == [
+            "remove-cell"
+        ]
 
 
 def test_the_scale_is_in_sight_where_runs_are_read(notebook):
@@ -66,7 +82,9 @@ def test_the_launch_button_opens_the_notebook_in_the_repository():
     assert config["launch_buttons"]["colab_url"] == "https://colab.research.google.com"
     assert config["repository"] == {"url": gsae.REPO, "branch": "main", "path_to_book": ""}
     chapters = [
-        c["file"] for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"] for c in part["chapters"]
+        c["file"]
+        for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+        for c in part["chapters"]
     ]
     assert {p.with_suffix("").relative_to(ROOT).as_posix() for p in NOTEBOOKS} == {
         c for c in chapters if c.startswith("notebooks/")

@@ -1,4 +1,6 @@
-"""The rooms of the package: who may import whom, that no import goes in a circle, and the measures of the code."""
+"""The rooms of the package: who may import whom, that no import goes in a circle, and the measures
+of the code.
+"""
 
 import ast
 from graphlib import TopologicalSorter
@@ -17,10 +19,19 @@ MAY = {  # room -> the rooms that it may import, in reading order
     "experiments": {"evidence", "lm", "training", "saes", "system"},
     "figures": {"evidence"},
     "interpretability": {"experiments", "evidence", "lm", "saes", "system"},
-    "claims": {"interpretability", "experiments", "figures", "evidence", "training", "saes", "system"},
+    "claims": {
+        "interpretability",
+        "experiments",
+        "figures",
+        "evidence",
+        "training",
+        "saes",
+        "system",
+    },
     "system": set(),
 }
-FLOORS = 9  # of rooms and of the files beside them: each stands one floor above the highest that it imports
+# of rooms and of the files beside them: each stands one floor above the highest that it imports
+FLOORS = 9
 
 
 def module(path: Path) -> str:
@@ -56,7 +67,10 @@ def test_every_file_is_in_a_room():
 def test_a_room_imports_only_the_rooms_in_its_list(path):
     own = path.parent.name
     strange = {name for name in imports(path) if room(name) != own and room(name) not in MAY[own]}
-    assert not strange, f"{module(path)} imports {', '.join(sorted(strange))}; {own} may import {MAY[own] or 'nothing'}"
+    assert not strange, (
+        f"{module(path)} imports {', '.join(sorted(strange))}; {own} may import "
+        f"{MAY[own] or 'nothing'}"
+    )
 
 
 def test_the_rooms_stand_above_each_other():
@@ -73,8 +87,13 @@ def test_the_floors_are_few():
     for name, path in MODULES.items():
         graph.setdefault(room(name), set()).update(room(below) for below in imports(path))
     floor: dict[str, int] = {}
-    for name in TopologicalSorter({name: below - {name} for name, below in graph.items()}).static_order():
+    for name in TopologicalSorter(
+        {name: below - {name} for name, below in graph.items()}
+    ).static_order():
         floor[name] = 1 + max((floor[below] for below in graph[name] - {name}), default=0)
     for number in sorted(set(floor.values())):
-        print(f"floor {number}: {', '.join(sorted(name or 'gsae' for name, at in floor.items() if at == number))}")
+        print(
+            f"floor {number}: "
+            f"{', '.join(sorted(name or 'gsae' for name, at in floor.items() if at == number))}"
+        )
     assert max(floor.values()) <= FLOORS

@@ -1,4 +1,6 @@
-"""The directive `{benchmark}`: the newest record of `make bench` as tables and a figure, made as the book is built."""
+"""The directive `{benchmark}`: the newest record of `make bench` as tables and a figure, made as
+the book is built.
+"""
 
 import os
 from pathlib import Path
@@ -20,7 +22,11 @@ class Benchmark(SphinxDirective):
         text = [tables.headline(record), ""]
         for title, table in tables.tables(record).items():
             fold = title.endswith(("other shapes", "TFLOP/s"))
-            text += [f":::{{dropdown}} {title}" if fold else f"**{title}**", "", *tables.markdown(table).splitlines()]
+            text += [
+                f":::{{dropdown}} {title}" if fold else f"**{title}**",
+                "",
+                *tables.markdown(table).splitlines(),
+            ]
             text += [":::" if fold else "", ""]
         return [*self.parsed(text[:2]), self.drawn(record), *self.parsed(text[2:])]
 
@@ -30,17 +36,23 @@ class Benchmark(SphinxDirective):
         return [container]
 
     def drawn(self, record: dict) -> nodes.Node:
-        """The figure as a file beside the built pages, so that nothing generated lies among the sources."""
+        """The figure as a file beside the built pages, so that nothing generated lies among the
+        sources.
+        """
         from benchmarks import tables
 
         path = Path(self.env.doctreedir).parent / "benchmark" / "throughput.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
         tables.figure(record).savefig(path)
         here = Path(self.env.doc2path(self.env.docname)).parent
-        image = nodes.image(uri=Path(os.path.relpath(path, here)).as_posix(), alt=tables.alt(record))
+        image = nodes.image(
+            uri=Path(os.path.relpath(path, here)).as_posix(), alt=tables.alt(record)
+        )
         image["classes"] += ["dark-light"]
         figure = nodes.figure("", image)
-        figure += nodes.caption("", "Training throughput against the size of the stack; dashed, the machine's limit.")
+        figure += nodes.caption(
+            "", "Training throughput against the size of the stack; dashed, the machine's limit."
+        )
         return figure
 
 

@@ -10,7 +10,9 @@ from gsae.system import files, wheels
 
 
 def mathjax() -> Path:
-    """A folder to copy as `_static/mathjax`: the script, its fonts at the path it expects, and its licence."""
+    """A folder to copy as `_static/mathjax`: the script, its fonts at the path it expects, and its
+    licence.
+    """
 
     def make(folder: Path) -> None:
         source = wheels.fetch("django-static-mathjax")

@@ -1,4 +1,6 @@
-"""Keep one copy of each inline script: sphinx-thebe adds its own twice, and the second one raises in the browser."""
+"""Keep one copy of each inline script: sphinx-thebe adds its own twice, and the second one raises
+in the browser.
+"""
 
 
 def drop_repeats(app, pagename, templatename, context, doctree):

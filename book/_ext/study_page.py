@@ -1,4 +1,6 @@
-"""Put the rating pages of the blinded study and their key beside the built pages, made from book/study as it is."""
+"""Put the rating pages of the blinded study and their key beside the built pages, made from
+book/study as it is.
+"""
 
 from pathlib import Path
 

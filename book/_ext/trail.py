@@ -1,8 +1,9 @@
-"""The pages of evidence: the directives `{evidence}` (claim by claim) and `{sweep} NAME`, and a page for each sweep.
+"""The pages of evidence: the directives `{evidence}` (claim by claim) and `{sweep} NAME`, and a
+page for each sweep.
 
-What they say is made by gsae.claims.evidence_page from the committed evidence while the book is built. Pages of sweeps
-are written to book/sweeps, which git ignores, before the table of contents is read: a new experiment has its page by
-itself.
+What they say is made by gsae.claims.evidence_page from the committed evidence while the book is
+built. Pages of sweeps are written to book/sweeps, which git ignores, before the table of contents
+is read: a new experiment has its page by itself.
 """
 
 import os
@@ -38,7 +39,10 @@ class Evidence(Page):
     def run(self):
         from gsae.claims import evidence_page
 
-        return [self.section(anchor, *of) for anchor, of in evidence_page.claims(SCALE, self.prefix()).items()]
+        return [
+            self.section(anchor, *of)
+            for anchor, of in evidence_page.claims(SCALE, self.prefix()).items()
+        ]
 
 
 class Sweep(Page):
@@ -64,18 +68,29 @@ class Sweep(Page):
         if len(run_files.done(df)):
             for kind, (draw, shows) in sweep_figures.FIGURES.items():
                 alt = sweep_figures.alt(df, shows)
-                section += self.drawn(f"{anchor}-{kind}.svg".replace("/", "-"), draw(df), shows, alt)
-        return self.parsed(evidence_page.behind(evidence_page.files([df]), f"{self.prefix()}_static/evidence"), section)
+                section += self.drawn(
+                    f"{anchor}-{kind}.svg".replace("/", "-"), draw(df), shows, alt
+                )
+        return self.parsed(
+            evidence_page.behind(evidence_page.files([df]), f"{self.prefix()}_static/evidence"),
+            section,
+        )
 
     def drawn(self, name: str, figure, shows: str, alt: str) -> nodes.Node:
-        """A figure as a file beside the built pages, so that nothing drawn lies among the sources."""
+        """A figure as a file beside the built pages, so that nothing drawn lies among the
+        sources.
+        """
         path = Path(self.env.doctreedir).parent / "sweeps" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
         here = Path(self.env.doc2path(self.env.docname)).parent
-        image = nodes.image(uri=Path(os.path.relpath(path, here)).as_posix(), alt=alt, loading="lazy")
+        image = nodes.image(
+            uri=Path(os.path.relpath(path, here)).as_posix(), alt=alt, loading="lazy"
+        )
         image["classes"] += ["dark-light"]
-        return nodes.figure("", image, nodes.legend("", nodes.paragraph("", shows)))  # not numbered: no chapter's
+        return nodes.figure(
+            "", image, nodes.legend("", nodes.paragraph("", shows))
+        )  # not numbered: no chapter's
 
 
 def write_pages(app, config):
@@ -85,11 +100,15 @@ def write_pages(app, config):
 
     folder = Path(app.srcdir) / "book" / "sweeps"
     folder.mkdir(exist_ok=True)
-    for old in set(folder.glob("*.md")) - {folder / f"{name}.md" for name in evidence_page.sweeps(SCALE)}:
+    for old in set(folder.glob("*.md")) - {
+        folder / f"{name}.md" for name in evidence_page.sweeps(SCALE)
+    }:
         old.unlink()
     for name in evidence_page.sweeps(SCALE):
         about = " ".join(sweeps.EXPERIMENTS[name].__doc__.split())
-        (folder / f"{name}.md").write_text(f"# {name.replace('_', ' ')}\n\n{about}\n\n```{{sweep}} {name}\n```\n")
+        (folder / f"{name}.md").write_text(
+            f"# {name.replace('_', ' ')}\n\n{about}\n\n```{{sweep}} {name}\n```\n"
+        )
 
 
 def copy_files(app, exception):

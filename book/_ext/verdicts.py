@@ -1,4 +1,6 @@
-"""The directive `{verdicts}`: the table of claims, made from the committed evidence while the book is built."""
+"""The directive `{verdicts}`: the table of claims, made from the committed evidence while the book
+is built.
+"""
 
 from docutils import nodes
 from docutils.statemachine import StringList

@@ -1,9 +1,11 @@
-"""Each claim of the paper: its pass rule, stated before the evidence is read, and the verdict. No torch at import.
+"""Each claim of the paper: its pass rule, stated before the evidence is read, and the verdict. No
+torch at import.
 
-`reproduced` needs an estimate that passes, and both its intervals: over groups of evaluation text, and over seeds;
-where a rule bounds each run, as for gamma, shut gates and dead latents, every run of more than one seed. So with one
-seed a claim about trained runs is `partly` at best. `not yet run`: runs are missing; `not tested`: they are there and
-share no range to compare, or the claim's premise fails.
+`reproduced` needs an estimate that passes, and both its intervals: over groups of evaluation text,
+and over seeds; where a rule bounds each run, as for gamma, shut gates and dead latents, every run
+of more than one seed. So with one seed a claim about trained runs is `partly` at best. `not yet
+run`: runs are missing; `not tested`: they are there and share no range to compare, or the claim's
+premise fails.
 """
 
 import re
@@ -13,7 +15,15 @@ from dataclasses import dataclass
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from gsae.claims import ablations, dictionaries, interpretability, method, pareto, reconstruction_bias, shrinkage
+from gsae.claims import (
+    ablations,
+    dictionaries,
+    interpretability,
+    method,
+    pareto,
+    reconstruction_bias,
+    shrinkage,
+)
 from gsae.evidence import run
 from gsae.evidence.verdict import NOT, NOT_RUN, NOT_TESTED, PARTLY, REPRODUCED, Verdict
 
@@ -22,7 +32,9 @@ MARKS = {REPRODUCED: "✓", PARTLY: "◐", NOT: "✗", NOT_TESTED: "○", NOT_RU
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the verdict table. `judge` takes a scale and reads what it needs; without one nothing has been run."""
+    """One row of the verdict table. `judge` takes a scale and reads what it needs; without one
+    nothing has been run.
+    """
 
     item: str
     sentence: str
@@ -45,101 +57,241 @@ BIAS, ABLATIONS = "notebooks/05_reconstruction_bias", "notebooks/06_ablations"
 ENOUGH, DICTIONARIES = "notebooks/07_is_shrinkage_enough", "notebooks/08_dictionaries"
 INTERPRETABILITY = "notebooks/09_interpretability"
 CLAIMS = [
-    Claim("Fig. 2", "An L1 penalty shrinks a latent to 1 - lambda / 2.", "within 1e-4 for lambdas up to 3",
-          "1/2 at lambda = 1", SHRINKAGE, method.one_latent),
-    Claim("Eqs 6 to 8, Figs 3, 16, 17", "Two parameters a latent more; each loss term trains what the paper says.",
-          "2 M more parameters; every zero of the gradient exactly 0, the rest as derived", "an identity", GATED,
-          method.equations),
-    Claim("App. E, Fig. 4", "A tied Gated SAE is a JumpReLU SAE.", "equal to floating-point precision",
-          "an identity", GATED, method.jump_relu),
-    Claim("App. F, Fig. 15", "A threshold apart from the offset reconstructs a feature exactly.",
-          "exact values within sampling error", "ReLU distorts, JumpReLU does not", GATED, method.toy_model),
-    Claim("Sec. 4.1, cost", "A gated step costs at most 1.5 times a baseline step of equal width.",
-          "about 1.4 by count, at most 1.5 by time in the median of each shape", "at most 1.5", PARETO,
-          method.step_cost),
-    Claim("Fig. 5", "On MLP neurons of a one-layer model, the gated frontier is better at every L0.",
-          "loss recovered higher at equal L0, both intervals", "gated higher everywhere", PARETO,
-          pareto.neurons),
-    Claim("Sec. 4.1", "The same loss recovered needs about half the L0.", "L0 ratio below 1; note whether at most 0.6",
-          "0.28 to 0.62 at healthy sites", PARETO, pareto.half_the_latents),
-    Claim("Figs 1, 12, 13", "The gated frontier is better at MLP output, attention and residual stream.",
-          "better in all cells but at most one, on average over five levels",
-          "all 15 cells of Pythia-2.8B; of Gemma-7B all but one MLP or residual site", PARETO, pareto.sites),
-    Claim("Limitations", "Tiny activations inflate the baseline's L0; the gain survives pruning them.",
-          "L0 ratio against the baseline, pruned or not, below 1", "conceded, not tested", ENOUGH,
-          shrinkage.tiny_activations),
-    Claim("Fig. 6", "Gated reconstructions are unbiased, the baseline's shrink: MLP neurons.",
-          "healthy gated gamma .98 to 1.02; baseline below 1 and falling with lambda", "figure alone", BIAS,
-          reconstruction_bias.gamma_neurons),
-    Claim("Fig. 14", "The same at the sites of a deeper model.",
-          "as Fig. 6", "healthy .985 to 1.02, others .93 to 2.56; .72 to .98", BIAS, reconstruction_bias.gamma_deep),
-    Claim("Fig. 8, decoder", "Freezing the decoder in the auxiliary term matters.",
-          "unfrozen: delta CE at equal L0 more than 1.05 times the gated", "clearly worse, figure alone", ABLATIONS,
-          ablations.unfrozen),
-    Claim("Fig. 8, encoder", "Untied encoders or no r_mag change little, and the baseline is worse.",
-          "delta CE at equal L0 within 1.05 of the gated, either way; baseline's above it", "slightly worse (figure)",
-          ABLATIONS, ablations.small_changes),
-    Claim("Sec. 3.2, auxiliary term", "Without the auxiliary term the gates shut.",
-          "L0 below 1, or below a tenth of the gated at the same lambda", "nothing fires", ABLATIONS,
-          ablations.no_auxiliary),
-    Claim("Fig. 9", "Fixing shrinkage alone is not enough.",
-          "gamma within .05 of 1 after rescale & shift, and below .4 of the gap closed; to .5 partly",
-          "a small part (figure)", ENOUGH, shrinkage.shrinkage_alone),
-    Claim("Fig. 10", "Gated dictionaries are slightly better, whatever the encoder.",
-          "lower delta CE under pursuit at most of 10, 30 and 100 latents", "small but real (figure)", DICTIONARIES,
-          dictionaries.dictionaries),
-    Claim("Fig. 10, training L0", "The best dictionary for a number of latents was trained at a higher L0.",
-          "one trained at 1.5 times the number beats the one trained nearest to it, in most cases",
-          "often; best baseline's about 99, best gated's 20 to 30", DICTIONARIES, dictionaries.training_l0),
-    Claim("Fig. 11", "Gated encoders are nearer to what pursuit finds for their dictionaries.",
-          "delta CE of encoder over pursuit at equal L0: the baseline's above the gated's", "smaller gap (figure)",
-          DICTIONARIES, dictionaries.encoder_gap),
-    Claim("App. D", "Resampling keeps more latents alive.",
-          "where 1 % are dead without it, fewer with it by .5 %, in both architectures", "used throughout, no numbers",
-          ABLATIONS, ablations.resampling),
-    Claim("ours", "In a known dictionary the gated SAE finds directions and magnitudes, the baseline shrinks.",
-          "gated gamma within .02 of 1, slope within .05; cosine at least the baseline's; baseline slope below 1", "",
-          DICTIONARIES, dictionaries.known_dictionary),
-    Claim("Sec. 4.3", "Gated latents are at least as interpretable, to human raters.",
-          "lower 90 % bound of the mean difference above -0.15", "+0.13 [0, 0.26]", INTERPRETABILITY,
-          interpretability.human_ratings),
-]  # fmt: skip
+    Claim(
+        "Fig. 2",
+        "An L1 penalty shrinks a latent to 1 - lambda / 2.",
+        "within 1e-4 for lambdas up to 3",
+        "1/2 at lambda = 1",
+        SHRINKAGE,
+        method.one_latent,
+    ),
+    Claim(
+        "Eqs 6 to 8, Figs 3, 16, 17",
+        "Two parameters a latent more; each loss term trains what the paper says.",
+        "2 M more parameters; every zero of the gradient exactly 0, the rest as derived",
+        "an identity",
+        GATED,
+        method.equations,
+    ),
+    Claim(
+        "App. E, Fig. 4",
+        "A tied Gated SAE is a JumpReLU SAE.",
+        "equal to floating-point precision",
+        "an identity",
+        GATED,
+        method.jump_relu,
+    ),
+    Claim(
+        "App. F, Fig. 15",
+        "A threshold apart from the offset reconstructs a feature exactly.",
+        "exact values within sampling error",
+        "ReLU distorts, JumpReLU does not",
+        GATED,
+        method.toy_model,
+    ),
+    Claim(
+        "Sec. 4.1, cost",
+        "A gated step costs at most 1.5 times a baseline step of equal width.",
+        "about 1.4 by count, at most 1.5 by time in the median of each shape",
+        "at most 1.5",
+        PARETO,
+        method.step_cost,
+    ),
+    Claim(
+        "Fig. 5",
+        "On MLP neurons of a one-layer model, the gated frontier is better at every L0.",
+        "loss recovered higher at equal L0, both intervals",
+        "gated higher everywhere",
+        PARETO,
+        pareto.neurons,
+    ),
+    Claim(
+        "Sec. 4.1",
+        "The same loss recovered needs about half the L0.",
+        "L0 ratio below 1; note whether at most 0.6",
+        "0.28 to 0.62 at healthy sites",
+        PARETO,
+        pareto.half_the_latents,
+    ),
+    Claim(
+        "Figs 1, 12, 13",
+        "The gated frontier is better at MLP output, attention and residual stream.",
+        "better in all cells but at most one, on average over five levels",
+        "all 15 cells of Pythia-2.8B; of Gemma-7B all but one MLP or residual site",
+        PARETO,
+        pareto.sites,
+    ),
+    Claim(
+        "Limitations",
+        "Tiny activations inflate the baseline's L0; the gain survives pruning them.",
+        "L0 ratio against the baseline, pruned or not, below 1",
+        "conceded, not tested",
+        ENOUGH,
+        shrinkage.tiny_activations,
+    ),
+    Claim(
+        "Fig. 6",
+        "Gated reconstructions are unbiased, the baseline's shrink: MLP neurons.",
+        "healthy gated gamma .98 to 1.02; baseline below 1 and falling with lambda",
+        "figure alone",
+        BIAS,
+        reconstruction_bias.gamma_neurons,
+    ),
+    Claim(
+        "Fig. 14",
+        "The same at the sites of a deeper model.",
+        "as Fig. 6",
+        "healthy .985 to 1.02, others .93 to 2.56; .72 to .98",
+        BIAS,
+        reconstruction_bias.gamma_deep,
+    ),
+    Claim(
+        "Fig. 8, decoder",
+        "Freezing the decoder in the auxiliary term matters.",
+        "unfrozen: delta CE at equal L0 more than 1.05 times the gated",
+        "clearly worse, figure alone",
+        ABLATIONS,
+        ablations.unfrozen,
+    ),
+    Claim(
+        "Fig. 8, encoder",
+        "Untied encoders or no r_mag change little, and the baseline is worse.",
+        "delta CE at equal L0 within 1.05 of the gated, either way; baseline's above it",
+        "slightly worse (figure)",
+        ABLATIONS,
+        ablations.small_changes,
+    ),
+    Claim(
+        "Sec. 3.2, auxiliary term",
+        "Without the auxiliary term the gates shut.",
+        "L0 below 1, or below a tenth of the gated at the same lambda",
+        "nothing fires",
+        ABLATIONS,
+        ablations.no_auxiliary,
+    ),
+    Claim(
+        "Fig. 9",
+        "Fixing shrinkage alone is not enough.",
+        "gamma within .05 of 1 after rescale & shift, and below .4 of the gap closed; to .5 partly",
+        "a small part (figure)",
+        ENOUGH,
+        shrinkage.shrinkage_alone,
+    ),
+    Claim(
+        "Fig. 10",
+        "Gated dictionaries are slightly better, whatever the encoder.",
+        "lower delta CE under pursuit at most of 10, 30 and 100 latents",
+        "small but real (figure)",
+        DICTIONARIES,
+        dictionaries.dictionaries,
+    ),
+    Claim(
+        "Fig. 10, training L0",
+        "The best dictionary for a number of latents was trained at a higher L0.",
+        "one trained at 1.5 times the number beats the one trained nearest to it, in most cases",
+        "often; best baseline's about 99, best gated's 20 to 30",
+        DICTIONARIES,
+        dictionaries.training_l0,
+    ),
+    Claim(
+        "Fig. 11",
+        "Gated encoders are nearer to what pursuit finds for their dictionaries.",
+        "delta CE of encoder over pursuit at equal L0: the baseline's above the gated's",
+        "smaller gap (figure)",
+        DICTIONARIES,
+        dictionaries.encoder_gap,
+    ),
+    Claim(
+        "App. D",
+        "Resampling keeps more latents alive.",
+        "where 1 % are dead without it, fewer with it by .5 %, in both architectures",
+        "used throughout, no numbers",
+        ABLATIONS,
+        ablations.resampling,
+    ),
+    Claim(
+        "ours",
+        "In a known dictionary the gated SAE finds directions and magnitudes, the baseline "
+        "shrinks.",
+        "gated gamma within .02 of 1, slope within .05; cosine at least the baseline's; baseline "
+        "slope below 1",
+        "",
+        DICTIONARIES,
+        dictionaries.known_dictionary,
+    ),
+    Claim(
+        "Sec. 4.3",
+        "Gated latents are at least as interpretable, to human raters.",
+        "lower 90 % bound of the mean difference above -0.15",
+        "+0.13 [0, 0.26]",
+        INTERPRETABILITY,
+        interpretability.human_ratings,
+    ),
+]
 
 
 def verdicts(scale: str | None = None, link: str | None = None) -> pd.DataFrame:
-    """One row a claim at a scale, of one page or all: item, sentence, rule, the paper's number, ours, ours in brief,
-    runs, verdict, link.
+    """One row a claim at a scale, of one page or all: item, sentence, rule, the paper's number,
+    ours, ours in brief, runs, verdict, link.
     """
     at, rows = run.scale(scale), []
     for claim in CLAIMS:
         if link is None or claim.link == link:
             found = claim.verdict(at)
-            rows.append({"item": claim.item, "claim": claim.sentence, "rule": claim.rule, "paper": claim.paper,
-                         "ours": found.ours, "brief": found.brief or found.ours, "runs": found.runs,
-                         "verdict": found.verdict, "link": claim.link})  # fmt: skip
-    return pd.DataFrame(rows, columns=[*"item claim rule paper ours brief runs verdict link".split()])
+            rows.append(
+                {
+                    "item": claim.item,
+                    "claim": claim.sentence,
+                    "rule": claim.rule,
+                    "paper": claim.paper,
+                    "ours": found.ours,
+                    "brief": found.brief or found.ours,
+                    "runs": found.runs,
+                    "verdict": found.verdict,
+                    "link": claim.link,
+                }
+            )
+    return pd.DataFrame(
+        rows, columns=[*"item claim rule paper ours brief runs verdict link".split()]
+    )
 
 
 def of(chapter: str, scale: str | None = None) -> Styler:
-    """The verdicts of one chapter, by the name of its notebook, to show. Raises KeyError where no claim links to it."""
+    """The verdicts of one chapter, by the name of its notebook, to show. Raises KeyError where no
+    claim links to it.
+    """
     if not any(claim.link == f"notebooks/{chapter}" for claim in CLAIMS):
-        known = ", ".join(sorted({claim.link.removeprefix("notebooks/") for claim in CLAIMS if claim.link}))
+        known = ", ".join(
+            sorted({claim.link.removeprefix("notebooks/") for claim in CLAIMS if claim.link})
+        )
         raise KeyError(f"no claim links to {chapter!r}: expected one of {known}")
-    table = verdicts(scale, f"notebooks/{chapter}").drop(columns=["brief", "runs", "link"]).set_index("item")
+    table = (
+        verdicts(scale, f"notebooks/{chapter}")
+        .drop(columns=["brief", "runs", "link"])
+        .set_index("item")
+    )
     table.insert(0, "verdict", [f"{MARKS[word]} {word}" for word in table.pop("verdict")])
     aligned = {"text-align": "left", "vertical-align": "top", "white-space": "pre-line"}
-    cards = table.style.set_properties(**aligned).set_properties(subset=["ours"], **{"min-width": "24em"})
-    return cards.set_table_attributes('class="claims"')  # the book's style sheet makes a card of each row
+    cards = table.style.set_properties(**aligned).set_properties(
+        subset=["ours"], **{"min-width": "24em"}
+    )
+    return cards.set_table_attributes(
+        'class="claims"'
+    )  # the book's style sheet makes a card of each row
 
 
 def markdown(scale: str = "cpu", prefix: str = "", evidence: str = "") -> str:
-    """How many claims have which verdict, and the table of verdicts, in Markdown; `prefix` leads from the page to the
-    root of the book, `evidence` to the page of evidence, and is empty in the book itself.
+    """How many claims have which verdict, and the table of verdicts, in Markdown; `prefix` leads
+    from the page to the root of the book, `evidence` to the page of evidence, and is empty in the
+    book itself.
     """
     df = verdicts(scale)
     counts = ", ".join(f"{n} {word}" for word in MARKS if (n := (df["verdict"] == word).sum()))
     lines = [f"{len(df)} claims at scale `{scale}`: {counts}.", ""]
-    lines += ["| paper | claim | paper's value | ours | runs | verdict |", "|---|---|---|---|---|---|"]
+    lines += [
+        "| paper | claim | paper's value | ours | runs | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in df.itertuples():
         item = f"[{row.item}]({prefix}{row.link}.ipynb)" if row.link else row.item
         verdict = f"{MARKS[row.verdict]} [**{row.verdict}**]({evidence}#{anchor(row.item)})"

@@ -1,4 +1,6 @@
-"""From a verdict or a sweep to the files, the commands and the commits behind it: text for the book. No torch."""
+"""From a verdict or a sweep to the files, the commands and the commits behind it: text for the
+book. No torch.
+"""
 
 import inspect
 import re
@@ -18,20 +20,58 @@ from gsae.experiments import sweeps as experiments
 from gsae.system.about import REPO
 
 PAPER = run_module.Run()
-COLUMNS = ("id", "json", "status", "arm", "lm", "site", "layer", "M", "tokens", "lr", "resample", "keep_pos0", "lam",
-           "seed", "control",
-           "increase", "s", "data_l0", "noise", "l0", "loss_recovered", "gamma", "seconds", "commit", "date",
-           "tree", "origin")  # fmt: skip
-NAMES = {"json": "file", "lam": "lambda", "s": "pursuit", "l0": "L0", "loss_recovered": "loss recovered"}
-OF_RESULTS = ["run", "control", "increase", "steps", "s", "pursuit_tokens"]  # settings, which their parents lack
+COLUMNS = (
+    "id",
+    "json",
+    "status",
+    "arm",
+    "lm",
+    "site",
+    "layer",
+    "M",
+    "tokens",
+    "lr",
+    "resample",
+    "keep_pos0",
+    "lam",
+    "seed",
+    "control",
+    "increase",
+    "s",
+    "data_l0",
+    "noise",
+    "l0",
+    "loss_recovered",
+    "gamma",
+    "seconds",
+    "commit",
+    "date",
+    "tree",
+    "origin",
+)
+NAMES = {
+    "json": "file",
+    "lam": "lambda",
+    "s": "pursuit",
+    "l0": "L0",
+    "loss_recovered": "loss recovered",
+}
+OF_RESULTS = [
+    "run",
+    "control",
+    "increase",
+    "steps",
+    "s",
+    "pursuit_tokens",
+]  # settings, which their parents lack
 
 
 def files(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One row for each run and result, finished or missing, in tables of gsae.evidence.run_files, results and
-    aftermath.
+    """One row for each run and result, finished or missing, in tables of gsae.evidence.run_files,
+    results and aftermath.
 
-    A result was computed from a run, whose own file counts too: its fields lie beside the result's, under the same name
-    or, where both have one, under the suffix `_run`.
+    A result was computed from a run, whose own file counts too: its fields lie beside the result's,
+    under the same name or, where both have one, under the suffix `_run`.
     """
     found = []
     for df in tables:
@@ -39,20 +79,32 @@ def files(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         if "id_run" in df:
             results = df[df["run"].notna()]
             of_result = [c for c in results if c in OF_RESULTS or f"{c}_run" in results]
-            found.append(results.drop(columns=of_result).rename(columns=lambda c: c.removesuffix("_run")))
+            found.append(
+                results.drop(columns=of_result).rename(columns=lambda c: c.removesuffix("_run"))
+            )
     found = [df.drop_duplicates("id").dropna(axis="columns", how="all") for df in found if len(df)]
-    return pd.concat(found, ignore_index=True).drop_duplicates("id") if found else pd.DataFrame(columns=["id"])
+    return (
+        pd.concat(found, ignore_index=True).drop_duplicates("id")
+        if found
+        else pd.DataFrame(columns=["id"])
+    )
 
 
 @cache
 def homes(scale: str) -> dict[str, str]:
-    """The id of every run of a scale with the experiment under which it is stored: the first that names it."""
-    pairs = [(run.id, name) for name in experiments.EXPERIMENTS for run in experiments.runs(name, scale)]
+    """The id of every run of a scale with the experiment under which it is stored: the first that
+    names it.
+    """
+    pairs = [
+        (run.id, name) for name in experiments.EXPERIMENTS for run in experiments.runs(name, scale)
+    ]
     return dict(reversed(pairs))
 
 
 def experiment(row: pd.Series) -> str:
-    """What `gsae run` calls a run or result: mostly the folder of its file, but sweeps change their runs."""
+    """What `gsae run` calls a run or result: mostly the folder of its file, but sweeps change their
+    runs.
+    """
     named = homes(row["scale"]).get(row["id"]) if row["scale"] in run_module.SCALES else None
     if named:
         return named
@@ -68,10 +120,16 @@ def experiment(row: pd.Series) -> str:
 def commands(df: pd.DataFrame) -> list[str]:
     """The commands that make the files, and one that trains a run of theirs again and compares."""
     pairs = dict.fromkeys((experiment(row), row["scale"]) for _, row in df.iterrows())
-    made = [f"gsae run {name} --scale {scale}" if scale != "bench" else "make bench" for name, scale in pairs]
+    made = [
+        f"gsae run {name} --scale {scale}" if scale != "bench" else "make bench"
+        for name, scale in pairs
+    ]
     runs = [row["id"] for _, row in df.iterrows() if experiment(row) in experiments.EXPERIMENTS]
     done = set(df.loc[df["status"] != "missing", "id"])
-    return made + [f"gsae audit {one} --scale {df['scale'].iloc[0]}" for one in runs if one in done][:1]
+    return (
+        made
+        + [f"gsae audit {one} --scale {df['scale'].iloc[0]}" for one in runs if one in done][:1]
+    )
 
 
 def plain(value) -> str:
@@ -86,7 +144,9 @@ def plain(value) -> str:
 def arm(row: pd.Series) -> str:
     """An architecture with the switches that differ from the paper's."""
     switched = [
-        f"{k} {row[k]}" for k in PAPER.switches if k in row and row[k] == row[k] and row[k] != PAPER.switches[k]
+        f"{k} {row[k]}"
+        for k in PAPER.switches
+        if k in row and row[k] == row[k] and row[k] != PAPER.switches[k]
     ]
     return escape(", ".join([plain(row.get("arch")), *switched]))
 
@@ -96,7 +156,9 @@ def link(text: str, address: str) -> str:
 
 
 def cells(row: pd.Series, local: str) -> dict[str, str]:
-    """One run or result as cells of HTML: what it is, its numbers, its file in the repository and in the book."""
+    """One run or result as cells of HTML: what it is, its numbers, its file in the repository and
+    in the book.
+    """
     made = row.get("provenance")
     made = made if isinstance(made, dict) else {}
     out = {name: plain(row.get(name)) for name in COLUMNS} | {"arm": arm(row)}
@@ -109,23 +171,32 @@ def cells(row: pd.Series, local: str) -> dict[str, str]:
     tree = {True: "uncommitted changes", False: "clean"}.get(made.get("dirty"), "")
     origin = ["weights trained again"] if made.get("again") else []
     if carried := made.get("carried"):  # see how_to_run
-        origin.append(f"carried over from {escape(carried['from'])}, of run {escape(carried['run'])}")
+        origin.append(
+            f"carried over from {escape(carried['from'])}, of run {escape(carried['run'])}"
+        )
     out |= {"seconds": plain(made.get("seconds")), "date": plain(made.get("date"))}
     return out | {"tree": tree, "origin": "; ".join(origin)}
 
 
 def table(df: pd.DataFrame, local: str) -> str:
-    """The rows of `files` as HTML; what all have in common is said once, above. `local` leads to the book's copies."""
+    """The rows of `files` as HTML; what all have in common is said once, above. `local` leads to
+    the book's copies.
+    """
     shown = pd.DataFrame([cells(row, local) for _, row in df.iterrows()], columns=COLUMNS)
     shown = shown[[c for c in shown if shown[c].any()]].rename(columns=NAMES)
-    common = [c for c in shown if len(shown) > 1 and shown[c].nunique() == 1 and c not in ("id", "file")]
+    common = [
+        c for c in shown if len(shown) > 1 and shown[c].nunique() == 1 and c not in ("id", "file")
+    ]
     head = "".join(f"<th>{c}</th>" for c in shown if c not in common)
     body = "".join(
-        f"<tr>{''.join(f'<td>{v}</td>' for v in row)}</tr>\n" for row in shown.drop(columns=common).to_numpy()
+        f"<tr>{''.join(f'<td>{v}</td>' for v in row)}</tr>\n"
+        for row in shown.drop(columns=common).to_numpy()
     )
     alike = "; ".join(f"{c} {shown[c].iloc[0]}" for c in common)
     first = f"<p>All {len(shown)}: {alike}.</p>\n" if common else ""
-    rows = f'<table class="table">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>'
+    rows = (
+        f'<table class="table">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>'
+    )
     return f'<div class="trail">\n{first}<div class="rows" tabindex="0">\n{rows}\n</div>\n</div>'
 
 
@@ -133,7 +204,10 @@ def behind(df: pd.DataFrame, local: str) -> str:
     """The files of a verdict or a sweep as Markdown: how many, the commands, the table."""
     on_record = int((df["status"] != "missing").sum())
     listed = "\n".join(commands(df))
-    return f"{on_record} of {len(df)} files on record.\n\n```bash\n{listed}\n```\n\n{table(df, local)}\n"
+    return (
+        f"{on_record} of {len(df)} files on "
+        f"record.\n\n```bash\n{listed}\n```\n\n{table(df, local)}\n"
+    )
 
 
 def tests(judge: Callable) -> list[str]:
@@ -148,7 +222,9 @@ def tests(judge: Callable) -> list[str]:
 
 
 def claim(of: Claim, scale: str, prefix: str) -> str:
-    """One claim with all that its verdict rests on, as Markdown; `prefix` leads from the page to the book's root."""
+    """One claim with all that its verdict rests on, as Markdown; `prefix` leads from the page to
+    the book's root.
+    """
     with verdict.noting() as tables:
         found = of.verdict(scale)
     df = files(tables)
@@ -169,7 +245,11 @@ def claim(of: Claim, scale: str, prefix: str) -> str:
         lines.append(f"- {how}{checked}")
     pages, named = sweeps(scale), dict.fromkeys(experiment(row) for _, row in df.iterrows())
     of_sweeps = [name for name in named if name in pages]
-    lines += [f"- Sweep: {', '.join(f'[{n}]({prefix}book/sweeps/{n}.md)' for n in of_sweeps)}"] if of_sweeps else []
+    lines += (
+        [f"- Sweep: {', '.join(f'[{n}]({prefix}book/sweeps/{n}.md)' for n in of_sweeps)}"]
+        if of_sweeps
+        else []
+    )
     lines += [f"- Chapter: []({prefix}{of.link}.ipynb)"] if of.link else []
     return "\n".join([*lines, "", behind(df, f"{prefix}_static/evidence") if len(df) else ""])
 
@@ -180,7 +260,9 @@ def claims(scale: str, prefix: str = "") -> dict[str, tuple[str, str]]:
 
 
 def sweep(name: str, scale: str) -> dict[tuple, pd.DataFrame]:
-    """The runs of an experiment by language model, site and layer: where at least one is stored as its own."""
+    """The runs of an experiment by language model, site and layer: where at least one is stored as
+    its own.
+    """
     df = records.load(name, scale)
     own = [homes(scale)[run.id] == name for run in experiments.runs(name, scale)]
     return {

@@ -18,11 +18,18 @@ BEGIN, END = "<!-- verdicts:begin -->\n", "<!-- verdicts:end -->"
 
 
 def with_table(text: str, scale: str = "cpu") -> str:
-    """A README with its verdict table made anew. Raises ValueError where it lacks the two markers."""
+    """A README with its verdict table made anew. Raises ValueError where it lacks the two
+    markers.
+    """
     if BEGIN not in text or END not in text:
-        raise ValueError(f"the README has no place for the table: it needs the lines {BEGIN.strip()} and {END}")
+        raise ValueError(
+            f"the README has no place for the table: it needs the lines {BEGIN.strip()} and {END}"
+        )
     return re.sub(
-        f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{claims.markdown(scale, evidence=PAGE)}\n{END}", text, flags=re.DOTALL
+        f"{BEGIN}.*?{END}",
+        lambda _: f"{BEGIN}\n{claims.markdown(scale, evidence=PAGE)}\n{END}",
+        text,
+        flags=re.DOTALL,
     )
 
 

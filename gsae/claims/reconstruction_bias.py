@@ -18,7 +18,10 @@ from gsae.evidence.verdict import (
 )
 from gsae.experiments import records
 
-HEALTHY_L0, HALF = 5.0, 0.5  # the least L0, and the largest share of dead latents, of a run whose gamma counts
+HEALTHY_L0, HALF = (
+    5.0,
+    0.5,
+)  # the least L0, and the largest share of dead latents, of a run whose gamma counts
 
 
 def healthy(df: pd.DataFrame) -> pd.DataFrame:
@@ -27,7 +30,9 @@ def healthy(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def gamma(df: pd.DataFrame) -> Verdict:
-    """Gated gamma .98 to 1.02 in healthy runs; baseline below 1, and falling from each lambda to the next."""
+    """Gated gamma .98 to 1.02 in healthy runs; baseline below 1, and falling from each lambda to
+    the next.
+    """
     if waiting := unfinished(df):
         return waiting
     gated, baseline = arms(df)
@@ -37,10 +42,22 @@ def gamma(df: pd.DataFrame) -> Verdict:
     near, below = intervals.intervals(gated, ["gamma"]), intervals.intervals(baseline, ["gamma"])
     runs = [of.sort_values("lam")["gamma"] for _, of in baseline.groupby("seed")]
     falling = all(of.diff().dropna().lt(0).all() for of in runs)
-    estimates = gated["gamma"].between(0.98, 1.02).all() and (baseline["gamma"] < 1).all() and falling
-    text = near["gamma_low"].ge(0.98).all() and near["gamma_high"].le(1.02).all() and below["gamma_high"].lt(1).all()
-    said = f"gated {gated['gamma'].min():.3f} to {gated['gamma'].max():.3f} in {len(gated)} healthy runs; baseline "
-    said += f"{baseline['gamma'].min():.3f} to {baseline['gamma'].max():.3f}, {'' if falling else 'not '}falling with "
+    estimates = (
+        gated["gamma"].between(0.98, 1.02).all() and (baseline["gamma"] < 1).all() and falling
+    )
+    text = (
+        near["gamma_low"].ge(0.98).all()
+        and near["gamma_high"].le(1.02).all()
+        and below["gamma_high"].lt(1).all()
+    )
+    said = (
+        f"gated {gated['gamma'].min():.3f} to {gated['gamma'].max():.3f} in {len(gated)} "
+        "healthy runs; baseline "
+    )
+    said += (
+        f"{baseline['gamma'].min():.3f} to {baseline['gamma'].max():.3f}, "
+        f"{'' if falling else 'not '}falling with "
+    )
     said += f"lambda; at L0 {HEALTHY_L0:g} and more {healthy(baseline)['gamma'].min():.3f} to "
     said += f"{healthy(baseline)['gamma'].max():.3f}" if len(healthy(baseline)) else "none"
     return stated(graded(estimates, text, len(runs) > 1), said, df)

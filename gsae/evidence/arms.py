@@ -30,7 +30,9 @@ def arm(row) -> str:
     """The series of a run: baseline, gated, or the ablation arm that its switches make."""
     if row.arch == "baseline":
         return WIDE
-    return next((name for name, (switch, value) in ARMS.items() if getattr(row, switch) == value), GATED)
+    return next(
+        (name for name, (switch, value) in ARMS.items() if getattr(row, switch) == value), GATED
+    )
 
 
 def named(df: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,9 @@ import numpy as np
 
 
 def envelope(l0: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The Pareto-optimal points, by rising L0: no other point has both a lower L0 and a lower loss."""
+    """The Pareto-optimal points, by rising L0: no other point has both a lower L0 and a lower
+    loss.
+    """
     order = np.lexsort((loss, l0))
     l0, loss = np.asarray(l0, float)[order], np.asarray(loss, float)[order]
     best = np.minimum.accumulate(np.concatenate([[np.inf], loss[:-1]]))
@@ -15,15 +17,18 @@ def envelope(l0: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shared(arms: Sequence[tuple[np.ndarray, np.ndarray]], levels: int) -> list[np.ndarray] | None:
-    """Each arm's y, interpolated at `levels` points equally spaced over the range of x that all share.
+    """Each arm's y, interpolated at `levels` points equally spaced over the range of x that all
+    share.
 
-    Arms are pairs of a rising x and its y. None where an arm has fewer than two points or no range is shared: nothing
-    is extrapolated.
+    Arms are pairs of a rising x and its y. None where an arm has fewer than two points or no range
+    is shared: nothing is extrapolated.
     """
     if min(len(x) for x, _ in arms) < 2:
         return None
     low, high = max(x[0] for x, _ in arms), min(x[-1] for x, _ in arms)
-    return [np.interp(np.linspace(low, high, levels), x, y) for x, y in arms] if low < high else None
+    return (
+        [np.interp(np.linspace(low, high, levels), x, y) for x, y in arms] if low < high else None
+    )
 
 
 def unrecovered(run: Mapping) -> float:
@@ -42,11 +47,13 @@ def log_ratio(
     lost: Callable = unrecovered,
     over_levels: Callable = np.mean,
 ) -> float:
-    """Mean log ratio of L0, gated to baseline, at equal 1 - loss recovered or other loss; NaN without a shared range.
+    """Mean log ratio of L0, gated to baseline, at equal 1 - loss recovered or other loss; NaN
+    without a shared range.
 
-    log L0 is interpolated against log(1 - loss recovered) on each arm's envelope, without extrapolation, at `levels`
-    equally spaced over the shared range. Below 0 the gated SAE needs fewer latents. With `over_levels=np.max` the
-    level that favours it least. `others` have to share the range as well: so pairs are compared on common levels.
+    log L0 is interpolated against log(1 - loss recovered) on each arm's envelope, without
+    extrapolation, at `levels` equally spaced over the shared range. Below 0 the gated SAE needs
+    fewer latents. With `over_levels=np.max` the level that favours it least. `others` have to share
+    the range as well: so pairs are compared on common levels.
     """
     arms = []
     for arm in (gated, baseline, *others):
@@ -57,8 +64,13 @@ def log_ratio(
 
 
 def log_losses(arms: Sequence[Sequence[dict]], levels: int = 5) -> list[np.ndarray] | None:
-    """Each arm's log delta CE at equal L0, interpolated as `log_ratio` does it, with the axes exchanged."""
-    fronts = [envelope(np.array([r["l0"] for r in arm]), np.array([r["delta_ce"] for r in arm])) for arm in arms]
+    """Each arm's log delta CE at equal L0, interpolated as `log_ratio` does it, with the axes
+    exchanged.
+    """
+    fronts = [
+        envelope(np.array([r["l0"] for r in arm]), np.array([r["delta_ce"] for r in arm]))
+        for arm in arms
+    ]
     return shared([(np.log(l0), np.log(loss)) for l0, loss in fronts], levels)
 
 
@@ -69,24 +81,32 @@ def log_loss_ratio(arm: Sequence[dict], reference: Sequence[dict], levels: int =
 
 
 def gap_closed(
-    repaired: Sequence[dict], baseline: Sequence[dict], gated: Sequence[dict], levels: int = 5, log: bool = False
+    repaired: Sequence[dict],
+    baseline: Sequence[dict],
+    gated: Sequence[dict],
+    levels: int = 5,
+    log: bool = False,
 ) -> float:
-    """Share of the gap in loss recovered, baseline to gated, that a repaired baseline closes at equal L0 (Fig. 9).
+    """Share of the gap in loss recovered, baseline to gated, that a repaired baseline closes at
+    equal L0 (Fig. 9).
 
-    1 is all of it. In nats, so that the sparse end, where most is lost, weighs most; or in the logarithm of what is
-    lost, in which all levels weigh alike. NaN without a shared range, or where the gated frontier is not above.
+    1 is all of it. In nats, so that the sparse end, where most is lost, weighs most; or in the
+    logarithm of what is lost, in which all levels weigh alike. NaN without a shared range, or where
+    the gated frontier is not above.
     """
     found = log_losses((repaired, baseline, gated), levels)
     if not found:
         return np.nan
-    left, before, best = ((v if log else np.exp(v)).mean() for v in found)  # delta CE ~ 1 - loss recovered
+    # delta CE ~ 1 - loss recovered
+    left, before, best = ((v if log else np.exp(v)).mean() for v in found)
     return float((before - left) / (before - best)) if before > best else np.nan
 
 
 def recovered(arm: Sequence[dict], reference: Sequence[dict], levels: int = 5) -> float:
     """Mean difference in loss recovered, arm less reference, at equal L0 over the shared range.
 
-    Linear where `log_loss_ratio` is logarithmic: defined also where a run recovers all of the loss, or more by chance.
+    Linear where `log_loss_ratio` is logarithmic: defined also where a run recovers all of the loss,
+    or more by chance.
     """
     fronts = [  # from 2: no loss is negative, so that `envelope` leaves no run out
         envelope(np.array([r["l0"] for r in one]), 2 - np.array([r["loss_recovered"] for r in one]))

@@ -1,4 +1,6 @@
-"""Numbers from recorded sums: ratios divided once, intervals over groups of text, and frontiers compared. No torch."""
+"""Numbers from recorded sums: ratios divided once, intervals over groups of text, and frontiers
+compared. No torch.
+"""
 
 from collections.abc import Mapping
 
@@ -14,12 +16,14 @@ def divide(a, b) -> np.ndarray:
 
 
 def ratios(sums: Sums) -> dict:
-    """Metrics from sums over groups of text, `(…, groups)`: summed over the last axis, then divided once.
+    """Metrics from sums over groups of text, `(…, groups)`: summed over the last axis, then divided
+    once.
 
-    `l0` latents a token; `fvu` and `mse` in units where inputs have unit mean squared norm; `gamma` (Eq. 10) and
-    `gamma_centred`, the same about the mean; cross-entropies in nats a token; `loss_recovered` (Eq. 5) against zero
-    ablation, `loss_recovered_mean` against mean ablation; `delta_ce` = ce_sae - ce_clean. Metrics whose sums are
-    not there are left out. Plain floats for one-dimensional sums.
+    `l0` latents a token; `fvu` and `mse` in units where inputs have unit mean squared norm; `gamma`
+    (Eq. 10) and `gamma_centred`, the same about the mean; cross-entropies in nats a token;
+    `loss_recovered` (Eq. 5) against zero ablation, `loss_recovered_mean` against mean ablation;
+    `delta_ce` = ce_sae - ce_clean. Metrics whose sums are not there are left out. Plain floats for
+    one-dimensional sums.
     """
     s = {k: np.asarray(v, float).sum(-1) for k, v in sums.items()}
     out = {

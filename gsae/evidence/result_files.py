@@ -1,11 +1,12 @@
-"""Result files: what is computed from runs, or from no language model at all, one small json each. No torch.
+"""Result files: what is computed from runs, or from no language model at all, one small json each.
+No torch.
 
-A run file (gsae.evidence.run_files) records a training run. A result file records anything else with a number in a
-verdict: inference-time optimisation, rescale & shift and pruning of a finished run, the known-dictionary study. Its
-    `settings`
-are plain values (a parent run is named by its id, under `run`), its `values` flat numbers or short lists; `sums`, where
-there are any, are the raw sums of gsae.evidence.sums for the same groups of text as the parent's, so that intervals
-resample runs and results jointly. The two kinds share the folders `book/evidence/<scale>/<experiment>/`.
+A run file (gsae.evidence.run_files) records a training run. A result file records anything else
+with a number in a verdict: inference-time optimisation, rescale & shift and pruning of a finished
+run, the known-dictionary study. Its `settings` are plain values (a parent run is named by its id,
+under `run`), its `values` flat numbers or short lists; `sums`, where there are any, are the raw
+sums of gsae.evidence.sums for the same groups of text as the parent's, so that intervals resample
+runs and results jointly. The two kinds share the folders `book/evidence/<scale>/<experiment>/`.
 """
 
 import hashlib
@@ -23,9 +24,21 @@ from gsae.system import files
 
 SCHEMA = 1
 KIND = "result"
-FIELDS = ("schema", "kind", "recipe", "id", "experiment", "scale", "settings", "values", "sums", "provenance")
+FIELDS = (
+    "schema",
+    "kind",
+    "recipe",
+    "id",
+    "experiment",
+    "scale",
+    "settings",
+    "values",
+    "sums",
+    "provenance",
+)
 LONGEST = 200  # numbers in one list of `values`
-# Raised by hand whenever code that can move an experiment's numbers changes; 1 for an experiment that is not named.
+# Raised by hand whenever code that can move an experiment's numbers changes; 1 for an experiment
+# that is not named.
 RECIPES: dict[str, int] = {}
 
 
@@ -46,7 +59,11 @@ def find(experiment: str, settings: Mapping, scale: str) -> Path | None:
 
 
 def _plain(value) -> bool:
-    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+    return (
+        value is None
+        or isinstance(value, str | bool | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    )
 
 
 def _number(value) -> bool:
@@ -59,7 +76,10 @@ def validate(record: dict) -> list[str]:
         return [f"lacks {', '.join(missing)}"]
     problems = []
     if (record["schema"], record["kind"]) != (SCHEMA, KIND):
-        problems.append(f"is {record['kind']!r} of schema {record['schema']}, this reads {KIND!r} of schema {SCHEMA}")
+        problems.append(
+            f"is {record['kind']!r} of schema {record['schema']}, this reads {KIND!r} of schema "
+            f"{SCHEMA}"
+        )
     if bad := [k for k, v in record["settings"].items() if not _plain(v)]:
         problems.append(f"settings {', '.join(bad)} are not plain values")
     elif result_id(record["experiment"], record["settings"], record["recipe"]) != record["id"]:
@@ -73,7 +93,9 @@ def validate(record: dict) -> list[str]:
         problems.append("its sums have groups of different number")
     elif sums:
         for name, value in metrics.ratios(sums).items():
-            if name in record["values"] and not np.isclose(record["values"][name], value, rtol=1e-5, atol=1e-7):
+            if name in record["values"] and not np.isclose(
+                record["values"][name], value, rtol=1e-5, atol=1e-7
+            ):
                 problems.append(f"its {name} is {record['values'][name]}, its sums give {value}")
     return problems
 
@@ -97,19 +119,28 @@ def write_result(
         force: write a scale other than smoke from a tree with uncommitted changes.
 
     Raises:
-        EvidenceError: when the result is invalid, or comes from a changed tree at a scale other than smoke.
+        EvidenceError: when the result is invalid, or comes from a changed tree at a scale other
+            than smoke.
     """
     at = run.scale(scale)
     record = {
-        "schema": SCHEMA, "kind": KIND, "recipe": recipe(experiment),
-        "id": result_id(experiment, settings, recipe(experiment)), "experiment": experiment, "scale": at,
-        "settings": dict(settings), "values": dict(values), "sums": dict(sums or {}), "provenance": dict(provenance),
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "kind": KIND,
+        "recipe": recipe(experiment),
+        "id": result_id(experiment, settings, recipe(experiment)),
+        "experiment": experiment,
+        "scale": at,
+        "settings": dict(settings),
+        "values": dict(values),
+        "sums": dict(sums or {}),
+        "provenance": dict(provenance),
+    }
     if problems := validate(record):
         raise EvidenceError(f"result {record['id']} of {experiment}: {'; '.join(problems)}")
     if at != "smoke" and record["provenance"].get("dirty", True) and not force:
         raise EvidenceError(
-            f"result {record['id']} of {experiment} comes from a tree with uncommitted changes: commit, then run again"
+            f"result {record['id']} of {experiment} comes from a tree with uncommitted changes: "
+            "commit, then run again"
         )
     target = run_files.path(at, experiment, record["id"])
     with files.replacing(target) as temporary:
@@ -121,23 +152,30 @@ def _parse(file: Path) -> dict:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise EvidenceError(f"cannot read {file}: {error}. Restore it with git, or delete it") from error
+        raise EvidenceError(
+            f"cannot read {file}: {error}. Restore it with git, or delete it"
+        ) from error
 
 
 def read_result(file: Path) -> dict:
-    """A checked record. Raises EvidenceError, naming the file, where it is damaged or was edited."""
+    """A checked record. Raises EvidenceError, naming the file, where it is damaged or was
+    edited.
+    """
     record = _parse(file)
     problems = validate(record)
     if not problems and file.stem != record["id"]:
         problems = [f"holds the result {record['id']}"]
     if problems:
-        raise EvidenceError(f"{file} {'; '.join(problems)}. Restore it with git, or delete it and compute it again")
+        raise EvidenceError(
+            f"{file} {'; '.join(problems)}. Restore it with git, or delete it and compute it again"
+        )
     return record
 
 
 def load(experiment: str, scale: str | None = None) -> pd.DataFrame:
-    """One row a result on record: settings, values, `status` ("done" or "old recipe"), `id`, `file`, and the objects
-    `sums`, `provenance`. Sorted by settings; empty, with those last columns, where nothing is on record.
+    """One row a result on record: settings, values, `status` ("done" or "old recipe"), `id`,
+    `file`, and the objects `sums`, `provenance`. Sorted by settings; empty, with those last
+    columns, where nothing is on record.
 
     A value that bears a setting's name is an error of the writer and raises EvidenceError.
     """
@@ -152,6 +190,14 @@ def load(experiment: str, scale: str | None = None) -> pd.DataFrame:
         names += [k for k in record["settings"] if k not in names]
         status = "done" if record["recipe"] == recipe(experiment) else "old recipe"
         row = {**record["settings"], **record["values"], "status": status, "id": record["id"]}
-        rows.append(row | {"file": f"{experiment}/{file.name}", **{k: record[k] for k in ("sums", "provenance")}})
-    frame = pd.DataFrame(rows, columns=None if rows else ["status", "id", "file", "sums", "provenance"])
+        rows.append(
+            row
+            | {
+                "file": f"{experiment}/{file.name}",
+                **{k: record[k] for k in ("sums", "provenance")},
+            }
+        )
+    frame = pd.DataFrame(
+        rows, columns=None if rows else ["status", "id", "file", "sums", "provenance"]
+    )
     return frame.sort_values(names, ignore_index=True) if names else frame

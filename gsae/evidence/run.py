@@ -16,7 +16,9 @@ RECIPES = {"baseline": 1, "gated": 1}
 
 @dataclass(frozen=True)
 class Run:
-    """One SAE to train: plain values only. Equal fields, recipe, text and language model give an equal `id`."""
+    """One SAE to train: plain values only. Equal fields, recipe, text and language model give an
+    equal `id`.
+    """
 
     arch: str = "gated"
     tie: str = "r_mag"
@@ -39,8 +41,13 @@ class Run:
     lr: float = 1e-3  # D12
     lam_warmup: float = 0.05  # D5: share of the steps over which lambda rises linearly
     lr_warmup: int = 1000  # D7: steps from 0.1x to 1x, at most 2 % of the run
-    lr_decay: float = 0.2  # D6: share of the steps, at the end, over which the rate falls linearly to 0
-    resample: tuple[float, ...] = (0.15, 0.30)  # D8: shares of the run at which dead latents are resampled
+    lr_decay: float = (
+        0.2  # D6: share of the steps, at the end, over which the rate falls linearly to 0
+    )
+    resample: tuple[float, ...] = (
+        0.15,
+        0.30,
+    )  # D8: shares of the run at which dead latents are resampled
     eval_tokens: int = 200_000
     ce_tokens: int = 32_768
 
@@ -48,9 +55,17 @@ class Run:
         if self.site not in SITES:
             raise ValueError(f"unknown site {self.site!r}: expected one of {', '.join(SITES)}")
         if self.arch not in RECIPES:
-            raise ValueError(f"unknown architecture {self.arch!r}: expected one of {', '.join(RECIPES)}")
-        if min(self.M, self.tokens, self.batch, self.context - 1) < 1 or self.lam < 0 or self.lr <= 0:
-            raise ValueError(f"M, tokens and batch must be positive, context above 1, lam >= 0, lr > 0: {self}")
+            raise ValueError(
+                f"unknown architecture {self.arch!r}: expected one of {', '.join(RECIPES)}"
+            )
+        if (
+            min(self.M, self.tokens, self.batch, self.context - 1) < 1
+            or self.lam < 0
+            or self.lr <= 0
+        ):
+            raise ValueError(
+                f"M, tokens and batch must be positive, context above 1, lam >= 0, lr > 0: {self}"
+            )
         object.__setattr__(self, "resample", tuple(self.resample))
 
     @property
@@ -66,18 +81,22 @@ class Run:
 
     @property
     def read(self) -> tuple:
-        """Runs of one language model with an equal key train on the same text: one harvest serves them all."""
+        """Runs of one language model with an equal key train on the same text: one harvest serves
+        them all.
+        """
         return self.text, self.context, self.tokens, self.batch, self.keep_pos0
 
     @property
     def data(self) -> tuple:
-        """Runs of one language model with an equal key read the same texts, for training and for evaluation."""
+        """Runs of one language model with an equal key read the same texts, for training and for
+        evaluation.
+        """
         return *self.read, self.eval_tokens, self.ce_tokens
 
     @property
     def place(self) -> tuple:
-        """Runs of one language model with an equal key share a `gsae.experiments.site.Site`: activations and
-        evaluation.
+        """Runs of one language model with an equal key share a `gsae.experiments.site.Site`:
+        activations and evaluation.
         """
         return self.data, self.site, self.layer
 
@@ -88,7 +107,9 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the fields, the recipe, and the hashes of the text and the language model."""
+        """Twelve hex digits of the fields, the recipe, and the hashes of the text and the language
+        model.
+        """
         return self.id_at(RECIPES[self.arch])
 
     def id_at(self, recipe: int, corpus: dict | None = None, lm: str | None = None) -> str:
@@ -100,11 +121,14 @@ class Run:
 
     @classmethod
     def of(cls, record: dict) -> "Run":
-        """The run of a record's `run` field. Raises ValueError on a field this version does not know."""
+        """The run of a record's `run` field. Raises ValueError on a field this version does not
+        know.
+        """
         known = {f.name for f in fields(cls)}
         if unknown := set(record) - known:
             raise ValueError(
-                f"a run has unknown fields {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}"
+                f"a run has unknown fields {', '.join(sorted(unknown))}: known are "
+                f"{', '.join(sorted(known))}"
             )
         return cls(**record | {"resample": tuple(record.get("resample", cls.resample))})
 
@@ -117,18 +141,28 @@ def manifest() -> dict:
 
 
 def sources(lm: str, context: int) -> tuple[dict, str]:
-    """Hashes of the token blocks and of the weights behind a language model's runs; empty for a hub model."""
+    """Hashes of the token blocks and of the weights behind a language model's runs; empty for a hub
+    model.
+    """
     corpora = manifest().get("corpora", {}).get(lm, {})
-    return {k: v for k, v in corpora.items() if k.endswith(f"-{context}")}, manifest().get("lms", {}).get(lm, "")
+    return {k: v for k, v in corpora.items() if k.endswith(f"-{context}")}, manifest().get(
+        "lms", {}
+    ).get(lm, "")
 
 
 def grid(base: Run, **axes: Iterable) -> list[Run]:
-    """Every combination of the axes' values on `base`: `grid(run, lam=[.1, .2], seed=[0, 1])` is four runs."""
-    return [replace(base, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
+    """Every combination of the axes' values on `base`: `grid(run, lam=[.1, .2], seed=[0, 1])` is
+    four runs.
+    """
+    return [
+        replace(base, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())
+    ]
 
 
 def rounded(lam: float) -> float:
-    """Three significant digits, as all lambdas that are computed have: a run's id hashes every digit."""
+    """Three significant digits, as all lambdas that are computed have: a run's id hashes every
+    digit.
+    """
     return float(f"{lam:.3g}")
 
 
@@ -138,9 +172,14 @@ def log_spaced(low: float, high: float, count: int) -> list[float]:
 
 
 def wider(run: Run) -> Run:
-    """The baseline of the paper's comparisons: 1.5 times the gated width, for equal compute (section 4.1)."""
+    """The baseline of the paper's comparisons: 1.5 times the gated width, for equal compute
+    (section 4.1).
+    """
     paper = Run()
-    plain = {k: getattr(paper, k) for k in ("tie", "freeze", "auxiliary", "step", "centre_grad", "magnitude_l1")}
+    plain = {
+        k: getattr(paper, k)
+        for k in ("tie", "freeze", "auxiliary", "step", "centre_grad", "magnitude_l1")
+    }
     return replace(run, arch="baseline", M=run.M * 3 // 2, **plain)
 
 

@@ -1,4 +1,6 @@
-"""Run files: one small json a run, with the sums behind every number and the commit that made it. No torch."""
+"""Run files: one small json a run, with the sums behind every number and the commit that made it.
+No torch.
+"""
 
 import json
 import os
@@ -17,12 +19,24 @@ from gsae.system import files
 from gsae.system.files import cache_dir
 
 SCHEMA = 1
-FIELDS = ("schema", "recipe", "id", "experiment", "scale", "run", "metrics", "sums", "curve", "density", "provenance")
+FIELDS = (
+    "schema",
+    "recipe",
+    "id",
+    "experiment",
+    "scale",
+    "run",
+    "metrics",
+    "sums",
+    "curve",
+    "density",
+    "provenance",
+)
 
 
 def root(scale: str) -> Path:
-    """Where a scale's run files are: in the repository, or in the cache for smoke and where gsae is installed without
-    its repository, as on Colab. GSAE_EVIDENCE overrides both.
+    """Where a scale's run files are: in the repository, or in the cache for smoke and where gsae is
+    installed without its repository, as on Colab. GSAE_EVIDENCE overrides both.
     """
     if own := os.environ.get("GSAE_EVIDENCE"):
         return Path(own) / scale
@@ -49,7 +63,9 @@ def validate(record: dict) -> list[str]:
     try:
         run = Run.of(record["run"])
         if (
-            run.id_at(record["recipe"], record["provenance"].get("corpus"), record["provenance"].get("lm"))
+            run.id_at(
+                record["recipe"], record["provenance"].get("corpus"), record["provenance"].get("lm")
+            )
             != record["id"]
         ):
             problems.append("its id is not the hash of its fields: a field was edited")
@@ -71,13 +87,16 @@ def write(record: dict, force: bool = False) -> Path:
     """Check a record and write it to its place, whole or not at all.
 
     Raises:
-        EvidenceError: when the record is invalid, or comes from a changed tree at a scale other than smoke.
+        EvidenceError: when the record is invalid, or comes from a changed tree at a scale other
+            than smoke.
         gsae.system.files.WriteError: where the disk is full.
     """
     if problems := validate(record):
         raise EvidenceError(f"run {record.get('id')}: {'; '.join(problems)}")
     if record["scale"] != "smoke" and record["provenance"]["dirty"] and not force:
-        raise EvidenceError(f"run {record['id']} comes from a tree with uncommitted changes: commit, then run again")
+        raise EvidenceError(
+            f"run {record['id']} comes from a tree with uncommitted changes: commit, then run again"
+        )
     target = path(record["scale"], record["experiment"], record["id"])
     with files.replacing(target) as temporary:
         temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
@@ -85,7 +104,9 @@ def write(record: dict, force: bool = False) -> Path:
 
 
 def read(file: Path) -> dict:
-    """A checked record. Raises EvidenceError, naming the file, where it is damaged or was edited."""
+    """A checked record. Raises EvidenceError, naming the file, where it is damaged or was
+    edited.
+    """
     try:
         record = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -94,13 +115,16 @@ def read(file: Path) -> dict:
     if not problems and file.stem != record["id"]:
         problems = [f"holds the run {record['id']}, which its name denies"]
     if problems:
-        raise EvidenceError(f"{file} {'; '.join(problems)}. Restore it with git, or delete it and run it again")
+        raise EvidenceError(
+            f"{file} {'; '.join(problems)}. Restore it with git, or delete it and run it again"
+        )
     return record
 
 
 def load(runs: Iterable[Run], scale: str | None = None) -> pd.DataFrame:
-    """One row a run: fields, metrics, `status` ("done", "old recipe", "missing") and the objects `sums, curve, density,
-    provenance`. `top_share` is what the largest one in a thousand training activations hold of the squared norm.
+    """One row a run: fields, metrics, `status` ("done", "old recipe", "missing") and the objects
+    `sums, curve, density, provenance`. `top_share` is what the largest one in a thousand training
+    activations hold of the squared norm.
     """
     at = run_module.scale(scale)
     rows = []
@@ -111,7 +135,10 @@ def load(runs: Iterable[Run], scale: str | None = None) -> pd.DataFrame:
         if found:
             record = read(found)
             current = record["recipe"] == RECIPES[run.arch]
-            row |= record["metrics"] | {"status": "done" if current else "old recipe", "id": record["id"]}
+            row |= record["metrics"] | {
+                "status": "done" if current else "old recipe",
+                "id": record["id"],
+            }
             row |= {k: record[k] for k in ("sums", "density", "provenance")}
             row["top_share"] = record.get("store", {}).get("top_share")
             row["curve"] = pd.DataFrame(record["curve"]["rows"], columns=record["curve"]["columns"])

@@ -16,10 +16,10 @@ LINE = "\n"  # between the cells of a verdict on several
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict with the numbers behind it, as text; `brief` is what the table of all claims has room for, and `runs`
-    says on what it rests. `found` is what gsae.evidence.metrics.by_seed says of a comparison of frontiers, a log ratio
-    of L0, with `worst`, the least favourable level, and, where loss recovered was compared, `more`, `more_low`,
-    `more_high`.
+    """A verdict with the numbers behind it, as text; `brief` is what the table of all claims has
+    room for, and `runs` says on what it rests. `found` is what gsae.evidence.metrics.by_seed says
+    of a comparison of frontiers, a log ratio of L0, with `worst`, the least favourable level, and,
+    where loss recovered was compared, `more`, `more_low`, `more_high`.
     """
 
     verdict: str
@@ -30,8 +30,8 @@ class Verdict:
 
 
 def graded(estimates: Truth, text: Truth, seeds: Truth) -> str:
-    """`reproduced` where the estimates pass and so do both their intervals, over text and over seeds; `partly` where
-    the estimates alone do. With one seed there is no interval over seeds.
+    """`reproduced` where the estimates pass and so do both their intervals, over text and over
+    seeds; `partly` where the estimates alone do. With one seed there is no interval over seeds.
     """
     return REPRODUCED if estimates and text and seeds else PARTLY if estimates else NOT
 
@@ -41,7 +41,9 @@ _noted: ContextVar[list[pd.DataFrame] | None] = ContextVar("noted", default=None
 
 @contextmanager
 def noting() -> Iterator[list[pd.DataFrame]]:
-    """The tables of runs and results on which the verdicts found inside the block rest, as they are found."""
+    """The tables of runs and results on which the verdicts found inside the block rest, as they are
+    found.
+    """
     token = _noted.set(tables := [])
     try:
         yield tables
@@ -50,13 +52,17 @@ def noting() -> Iterator[list[pd.DataFrame]]:
 
 
 def rests_on(df: pd.DataFrame) -> None:
-    """Say, for `noting`, that a verdict rests on the runs or results of a table, those that are missing included."""
+    """Say, for `noting`, that a verdict rests on the runs or results of a table, those that are
+    missing included.
+    """
     if (tables := _noted.get()) is not None:
         tables.append(df)
 
 
 def unfinished(df: pd.DataFrame) -> Verdict | None:
-    """`not yet run` where a table has no rows or lacks some; None where all are on record. Notes the table."""
+    """`not yet run` where a table has no rows or lacks some; None where all are on record. Notes
+    the table.
+    """
     rests_on(df)
     missing = int((df["status"] == "missing").sum()) if len(df) else 0
     if len(df) and not missing:
@@ -83,7 +89,9 @@ def span(counts: Iterable[int]) -> str:
     return " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
 
 
-def stated(verdict: str, text: str, df: pd.DataFrame, brief: str = "", found: Mapping | None = None) -> Verdict:
+def stated(
+    verdict: str, text: str, df: pd.DataFrame, brief: str = "", found: Mapping | None = None
+) -> Verdict:
     """A verdict on a table of runs."""
     return Verdict(
         verdict,
@@ -101,9 +109,14 @@ def by_cell(cells: Mapping[str, Verdict], df: pd.DataFrame) -> str:
 
 
 def interval(found: Mapping, digits: int = 2, exp: bool = False) -> str:
-    """An estimate of gsae.evidence.metrics.by_seed with its interval over text and, where there is one, over seeds."""
+    """An estimate of gsae.evidence.metrics.by_seed with its interval over text and, where there is
+    one, over seeds.
+    """
     values = {k: np.exp(v) if exp else v for k, v in found.items() if k != "seeds"}
-    out, ends = f"{values['estimate']:.{digits}f}", [f"{values[k]:.{digits}f}" for k in ("low", "high")]
+    out, ends = (
+        f"{values['estimate']:.{digits}f}",
+        [f"{values[k]:.{digits}f}" for k in ("low", "high")],
+    )
     out += f" [{', '.join(ends)}]" if np.isfinite(values["low"]) else " (no interval)"
     if np.isfinite(values["t_low"]):
         out += f", over seeds [{values['t_low']:.{digits}f}, {values['t_high']:.{digits}f}]"
@@ -111,9 +124,13 @@ def interval(found: Mapping, digits: int = 2, exp: bool = False) -> str:
 
 
 def inside(found: Mapping, low: float | int, high: float | int) -> tuple[bool, ...]:
-    """Whether an estimate, its interval over text and its interval over seeds lie between two bounds."""
+    """Whether an estimate, its interval over text and its interval over seeds lie between two
+    bounds.
+    """
     pairs = (("estimate", "estimate"), ("low", "high"), ("t_low", "t_high"))
-    return tuple(bool(low < found[a] and found[b] < high) for a, b in pairs)  # comparisons with NaN are false
+    return tuple(
+        bool(low < found[a] and found[b] < high) for a, b in pairs
+    )  # comparisons with NaN are false
 
 
 def together(parts: list[tuple[bool, ...]]) -> str:

@@ -1,5 +1,5 @@
-"""Bytes and operations of a run, counted from its fields: what `gsae.experiments.estimate` adds up. Standard library
-only.
+"""Bytes and operations of a run, counted from its fields: what `gsae.experiments.estimate` adds up.
+Standard library only.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,9 @@ from gsae.experiments.limits import CODES, blocks_per_pass, clean_bytes, keeps_s
 
 
 def plain(run: Run) -> bool:
-    """Whether a closed form trains it: the baseline, and every arm of the Gated SAE that has the step function."""
+    """Whether a closed form trains it: the baseline, and every arm of the Gated SAE that has the
+    step function.
+    """
     return run.arch == "baseline" or (run.arch == "gated" and run.step)
 
 
@@ -26,30 +28,34 @@ def parameters(run: Run) -> int:
 
 
 def held_bytes(run: Run) -> int:
-    """Kept for one SAE all through training: fp32 weights, Adam's second moments (beta1 = 0: there is no first moment),
-    the age and the silence of each latent.
+    """Kept for one SAE all through training: fp32 weights, Adam's second moments (beta1 = 0: there
+    is no first moment), the age and the silence of each latent.
     """
     return 8 * parameters(run) + 8 * run.M
 
 
 def step_bytes(run: Run) -> int:
-    """Most that one SAE's training step adds, with compiled element-wise parts; a stack steps one SAE at a time.
+    """Most that one SAE's training step adds, with compiled element-wise parts; a stack steps one
+    SAE at a time.
 
-    In units of n M: two matrices and their gradients in bf16. In units of batch * M: pre-activation, codes, what comes
-    back through the decoder, the gradient at the pre-activation, in bf16. By autograd, most of it in fp32.
+    In units of n M: two matrices and their gradients in bf16. In units of batch * M:
+    pre-activation, codes, what comes back through the decoder, the gradient at the pre-activation,
+    in bf16. By autograd, most of it in fp32.
     """
     nM, bM = width(run) * run.M, run.batch * run.M
     if not plain(run):
         return 10 * matrices(run) * nM + 44 * bM
     codes = 1 if run.arch == "baseline" else 2
-    late = 6 if run.arch == "baseline" else 10  # what came back through the auxiliary decode is still there
+    # what came back through the auxiliary decode is still there
+    late = 6 if run.arch == "baseline" else 10
     return max(4 * nM + (4 + 4 * codes) * bM, 8 * nM + late * bM) + 8 * run.batch * width(run)
 
 
 def work_bytes(run: Run, count: int, lm: bool = True) -> int:
-    """Most that a stack of `count` SAEs takes for a while: a training step and the harvest beside it; all of them as
-    modules, once they are trained; or the evaluation of one, with five matrices of latents in fp32, the splices, and a
-    pass of the language model. Without `lm`, the model works on another device.
+    """Most that a stack of `count` SAEs takes for a while: a training step and the harvest beside
+    it; all of them as modules, once they are trained; or the evaluation of one, with five matrices
+    of latents in fp32, the splices, and a pass of the language model. Without `lm`, the model works
+    on another device.
     """
     weights, codes = 4 * parameters(run), 20 * min(CODES, 4096 * run.M)
     if not lm:
@@ -59,16 +65,16 @@ def work_bytes(run: Run, count: int, lm: bool = True) -> int:
 
 
 def state_bytes(run: Run, count: int) -> int:
-    """Most that a stack on a GPU takes of the host's memory: its state on the way to a checkpoint, or, at the start,
-    its dictionaries on the way to the GPU.
+    """Most that a stack on a GPU takes of the host's memory: its state on the way to a checkpoint,
+    or, at the start, its dictionaries on the way to the GPU.
     """
     return max(count * held_bytes(run), 4 * width(run) * run.M * max(3, count + 2))
 
 
 def step_flops(run: Run) -> int:
-    """Operations of the matrix products of one training step: 14 n M a sample for gated, 10 n M for the baseline;
-    4 n M more for an untied encoder, 2 n M for a live auxiliary dictionary, and, by autograd, 2 n M for each encoder,
-    whose input has a gradient too (`b_dec`).
+    """Operations of the matrix products of one training step: 14 n M a sample for gated, 10 n M for
+    the baseline; 4 n M more for an untied encoder, 2 n M for a live auxiliary dictionary, and, by
+    autograd, 2 n M for each encoder, whose input has a gradient too (`b_dec`).
     """
     if run.arch == "baseline":
         return 2 * 5 * width(run) * run.M * run.batch
@@ -90,7 +96,9 @@ def harvest_flops(run: Run) -> int:
 
 
 def site_flops(run: Run) -> int:
-    """Operations of evaluation that all runs of a site share: held-out activations; clean, zero and mean ablation."""
+    """Operations of evaluation that all runs of a site share: held-out activations; clean, zero and
+    mean ablation.
+    """
     s = shape(run.lm)
     return run.eval_tokens * s.flops(run.context, run.site, run.layer) + run.ce_tokens * (
         s.flops(run.context) + 2 * above_flops(run)
@@ -100,13 +108,19 @@ def site_flops(run: Run) -> int:
 def above_flops(run: Run) -> int:
     """Operations per token from a site's block to the loss."""
     s = shape(run.lm)
-    return s.flops(run.context) - (s.flops(run.context, "resid_post", run.layer - 1) if run.layer else 0)
+    return s.flops(run.context) - (
+        s.flops(run.context, "resid_post", run.layer - 1) if run.layer else 0
+    )
 
 
 def evaluation_flops(run: Run) -> int:
-    """Operations of evaluating one SAE: encode and decode held-out text; the layers above on reconstructions."""
+    """Operations of evaluating one SAE: encode and decode held-out text; the layers above on
+    reconstructions.
+    """
     clean = 0 if keeps_splices(run) else shape(run.lm).flops(run.context)
-    return (run.eval_tokens + run.ce_tokens) * 4 * width(run) * run.M + run.ce_tokens * (clean + above_flops(run))
+    return (run.eval_tokens + run.ce_tokens) * 4 * width(run) * run.M + run.ce_tokens * (
+        clean + above_flops(run)
+    )
 
 
 def lm_bytes(lm: str) -> int:
@@ -115,8 +129,9 @@ def lm_bytes(lm: str) -> int:
 
 
 def forward_bytes(run: Run, logits: bool = True) -> int:
-    """Most that one forward pass adds: attention scores (bf16 and their softmax in fp32), one block's activations, and
-    the logits, whose loss is taken block by block in fp32. A harvest ends without `logits`.
+    """Most that one forward pass adds: attention scores (bf16 and their softmax in fp32), one
+    block's activations, and the logits, whose loss is taken block by block in fp32. A harvest ends
+    without `logits`.
     """
     s, blocks = shape(run.lm), blocks_per_pass(run.context)
     tokens = blocks * run.context
@@ -144,14 +159,17 @@ BASE = 1_500_000_000  # Python, torch and the libraries, in the host's memory
 
 
 def disk_bytes(runs: Sequence[Run], cache: Path | None = None) -> dict[str, int]:
-    """Bytes on disk: stores of sites (a finished one in `cache` is not made again), the token ids of hub text, final
-    weights of every run, and the largest checkpoint twice, as the new one is written before the old one goes.
+    """Bytes on disk: stores of sites (a finished one in `cache` is not made again), the token ids
+    of hub text, final weights of every run, and the largest checkpoint twice, as the new one is
+    written before the old one goes.
     """
     stores, text = {}, {}
     for run in runs:
         name = f"activations/{run.lm}/{run.site}-{run.layer}-{limits.store_rows(run)}-*/rows.bf16"
         have = cache is not None and any(cache.glob(name))
-        stores[name] = 0 if limits.streams(run) or have else limits.store_rows(run) * limits.row_bytes(run)
+        stores[name] = (
+            0 if limits.streams(run) or have else limits.store_rows(run) * limits.row_bytes(run)
+        )
         text[run.lm, run.text, run.context] = text_bytes(run)
     return {
         "stores": sum(stores.values()),

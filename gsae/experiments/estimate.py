@@ -1,4 +1,6 @@
-"""Before a run: an estimate of memory, disk and time, and a refusal where they cannot be had. No torch."""
+"""Before a run: an estimate of memory, disk and time, and a refusal where they cannot be had. No
+torch.
+"""
 
 import os
 import re
@@ -14,7 +16,10 @@ from gsae.evidence.run import Run
 from gsae.experiments import cost, limits
 from gsae.experiments.cost import BASE, disk_bytes, stacks
 
-SPEED = {"cpu": 1e11, "cuda": 1e13}  # operations a second where neither a run on record nor the GPU's name tells
+SPEED = {
+    "cpu": 1e11,
+    "cuda": 1e13,
+}  # operations a second where neither a run on record nor the GPU's name tells
 LATEST = 50  # run files that are read for the speed
 
 
@@ -70,11 +75,14 @@ def estimate(
         if place not in sites or limits.streams(run):
             work += cost.harvest_flops(run) * (len(cut) if limits.streams(run) else 1)
         sites.add(place)
-    return Estimate(BASE + max(host), max(on_gpu), sum(disk_bytes(runs, cache).values()), work / speed)
+    return Estimate(
+        BASE + max(host), max(on_gpu), sum(disk_bytes(runs, cache).values()), work / speed
+    )
 
 
 def like(text: str, device: str, products: str) -> bool:
-    """Whether a file is of a run, not of a result computed from runs, and of one that multiplied in this dtype.
+    """Whether a file is of a run, not of a result computed from runs, and of one that multiplied in
+    this dtype.
 
     Processors of runs that do not name it had bfloat16; of GPUs nothing is known.
     """
@@ -83,16 +91,23 @@ def like(text: str, device: str, products: str) -> bool:
     return '"run": {' in text and known == products
 
 
-def measured(at: str, device: str = "cpu", card: str = "", products: str = "bfloat16") -> tuple[float, str]:
-    """Operations a second, and where that is from: the wall times of the latest runs on record of such a device, which
-    multiply in the same dtype, else what `gsae plan` assumes of a GPU of this name, as its driver gives it.
+def measured(
+    at: str, device: str = "cpu", card: str = "", products: str = "bfloat16"
+) -> tuple[float, str]:
+    """Operations a second, and where that is from: the wall times of the latest runs on record of
+    such a device, which multiply in the same dtype, else what `gsae plan` assumes of a GPU of this
+    name, as its driver gives it.
     """
     from gsae.evidence import run_files
     from gsae.experiments import gpu_parts
 
     rates = []
-    files = sorted(run_files.root(at).glob("*/*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
-    for record in map(run_files.read, islice((f for f in files if like(f.read_text(), device, products)), LATEST)):
+    files = sorted(
+        run_files.root(at).glob("*/*.json"), key=lambda f: f.stat().st_mtime, reverse=True
+    )
+    for record in map(
+        run_files.read, islice((f for f in files if like(f.read_text(), device, products)), LATEST)
+    ):
         run, origin = Run.of(record["run"]), record["provenance"]
         timed = origin["seconds"] > 0  # a run of less than 0.05 s is recorded as 0.0
         if origin["device"] == device and limits.known(run.lm) and timed:
@@ -100,9 +115,10 @@ def measured(at: str, device: str = "cpu", card: str = "", products: str = "bflo
     if rates:
         return statistics.median(rates), f"measured in {len(rates)} runs on record"
     if named := gpu_parts.named(card):
-        return gpu_parts.GPUS[
-            named
-        ].tflops * 1e12 * gpu_parts.UTILISATION, f"assumed of a {named.upper()}: no run is on record"
+        return (
+            gpu_parts.GPUS[named].tflops * 1e12 * gpu_parts.UTILISATION,
+            f"assumed of a {named.upper()}: no run is on record",
+        )
     return SPEED[device], "assumed: no run of such a device is on record"
 
 
@@ -110,7 +126,9 @@ def free_memory() -> int | None:
     """Bytes of memory that a process can have now; None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        found = next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
+        )
     except (OSError, StopIteration):
         if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
             return None
@@ -130,14 +148,23 @@ def duration(seconds: int | float) -> str:
 
 
 def check(
-    runs: Sequence[Run], at: str, folder: Path, device: str = "cpu", gpu_free: int | None = None, force: bool = False,
-    gpu_memory: int | float = 1e18, card: str = "", apart: bool = False, products: str = "bfloat16",
-) -> str:  # fmt: skip
+    runs: Sequence[Run],
+    at: str,
+    folder: Path,
+    device: str = "cpu",
+    gpu_free: int | None = None,
+    force: bool = False,
+    gpu_memory: int | float = 1e18,
+    card: str = "",
+    apart: bool = False,
+    products: str = "bfloat16",
+) -> str:
     """Print one line with the estimate to stderr, and return it.
 
     Args:
         folder: the cache folder: its disk takes stores, checkpoints and weights.
-        gpu_free, gpu_memory, card: bytes free and in all on the GPU, and its name, where there is one.
+        gpu_free, gpu_memory, card: bytes free and in all on the GPU, and its name, where there is
+            one.
         apart: whether the language model is elsewhere than on that GPU.
         products: the dtype in which this machine multiplies.
         force: go on even if it does not fit.
@@ -145,11 +172,16 @@ def check(
     Raises TooLarge where memory or disk cannot hold it, unless `force`.
     """
     if unknown := sorted({r.lm for r in runs if not limits.known(r.lm)}):
-        line = f"no estimate: the shape of {', '.join(unknown)} is not in gsae.experiments.cost.SHAPES"
+        line = (
+            f"no estimate: the shape of {', '.join(unknown)} is not in gsae.experiments.cost.SHAPES"
+        )
         print(line, file=sys.stderr)
         return line
     speed, source = measured(at, device, card, products)
-    need, free_disk = estimate(runs, speed, device, folder, gpu_memory, apart), shutil.disk_usage(folder).free
+    need, free_disk = (
+        estimate(runs, speed, device, folder, gpu_memory, apart),
+        shutil.disk_usage(folder).free,
+    )
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun on this machine
     wanted = {
         "memory": (processes * need.host, free_memory()),
@@ -173,7 +205,8 @@ def check(
     ]
     if short and not force:
         raise TooLarge(
-            f"{'; '.join(short)}. Free some (GSAE_CACHE moves the cache to another disk), take fewer runs or a smaller "
+            f"{'; '.join(short)}. Free some (GSAE_CACHE moves the cache to another disk), take "
+            "fewer runs or a smaller "
             "scale, or pass --force to try all the same"
         )
     return line

@@ -1,4 +1,6 @@
-"""What is computed from finished runs, as data: which controls and pursuits there are, and their tables. No torch."""
+"""What is computed from finished runs, as data: which controls and pursuits there are, and their
+tables. No torch.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +15,8 @@ RUNS = "seeds"  # the experiment whose runs are pruned and pursued, and on which
 PURSUED = (RUNS, "same_width", "longer")
 INCREASES = (0.01, 0.05)  # of the mean squared error that pruning may cost, on training data
 PURSUITS = (10, 30, 100)  # Fig. 10's numbers of latents at test time
-KINDS = {  # experiment -> which controls of its runs (rescale & shift and both together: baselines alone)
+# experiment -> which controls of its runs (rescale & shift and both together: baselines alone)
+KINDS = {
     "same_width": ("rescale_shift", "pruned", "pruned_rescale_shift"),
     RUNS: ("pruned",),
 }
@@ -27,7 +30,9 @@ def settings(run_id: str, control: str, increase: float = 0.0, steps: int = 0) -
 
 
 def plan(row, increases: Sequence[float] = INCREASES, steps: int = 500) -> list[dict]:
-    """The controls of one finished run: pruning for both arms; for baselines also rescale & shift, with and without."""
+    """The controls of one finished run: pruning for both arms; for baselines also rescale & shift,
+    with and without.
+    """
     pruned = [settings(row.id, "pruned", increase) for increase in increases]
     if row.arch != "baseline":
         return pruned
@@ -36,7 +41,9 @@ def plan(row, increases: Sequence[float] = INCREASES, steps: int = 500) -> list[
 
 
 def pursuit(run_id: str, s: int, tokens: int) -> dict:
-    """What names a pursuit: `s` latents at most, 0 for the run's own encoder, on `tokens` of evaluation text."""
+    """What names a pursuit: `s` latents at most, 0 for the run's own encoder, on `tokens` of
+    evaluation text.
+    """
     return {"run": run_id, "s": s, "tokens": tokens}
 
 
@@ -47,9 +54,13 @@ def wanted(kind: str, runs: pd.DataFrame, experiment: str, at: str) -> list[dict
     """
     if kind == ITO:
         sizes = (0, *PURSUITS)
-        return [pursuit(row.id, s, TOKENS.get(at, 16_384)) for row in runs.itertuples() for s in sizes]
+        return [
+            pursuit(row.id, s, TOKENS.get(at, 16_384)) for row in runs.itertuples() for s in sizes
+        ]
     if experiment not in KINDS:
-        raise KeyError(f"no controls are defined for {experiment!r}: expected one of {', '.join(KINDS)}")
+        raise KeyError(
+            f"no controls are defined for {experiment!r}: expected one of {', '.join(KINDS)}"
+        )
     planned = [of for row in runs.itertuples() for of in plan(row, steps=STEPS.get(at, 500))]
     return [of for of in planned if of["control"] in KINDS[experiment]]
 
@@ -59,11 +70,14 @@ def missing(kind: str, of: Iterable[dict], at: str) -> list[dict]:
 
 
 def table(kind: str, experiment: str, scale: str | None = None) -> pd.DataFrame:
-    """The results of one kind joined with the runs they were computed from; what is not on record is "missing".
+    """The results of one kind joined with the runs they were computed from; what is not on record
+    is "missing".
 
     Returns:
-        One row a result: its settings, metrics and `sums`, and the fields of its run (`arch`, `lam`, `seed`, `M`, …);
-        what both have, as `l0` or `tokens`, is the result's, and the run's under the suffix `_run`. `run` is its id.
+        One row a result: its settings, metrics and `sums`, and the fields of its run (`arch`,
+            `lam`, `seed`, `M`, …);
+        what both have, as `l0` or `tokens`, is the result's, and the run's under the suffix `_run`.
+        `run` is its id.
     """
     at = sweeps.scale(scale)
     runs = records.load(experiment, at)
@@ -75,7 +89,12 @@ def table(kind: str, experiment: str, scale: str | None = None) -> pd.DataFrame:
         runs, "left", left_on="run", right_on="id", suffixes=("", "_run"), validate="many_to_one"
     )
     rows["status"] = rows["status"].fillna("missing")
-    for column in ("l0", "loss_recovered", "gamma", "sums"):  # nothing on record: the run's own are not the result's
+    for column in (
+        "l0",
+        "loss_recovered",
+        "gamma",
+        "sums",
+    ):  # nothing on record: the run's own are not the result's
         if f"{column}_run" not in rows:
             rows = rows.rename(columns={column: f"{column}_run"}).assign(**{column: float("nan")})
     return rows

@@ -1,4 +1,6 @@
-"""The parts of a stack that a GPU holds at once, which train together, and the GPUs that are known by name."""
+"""The parts of a stack that a GPU holds at once, which train together, and the GPUs that are known
+by name.
+"""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +13,9 @@ from gsae.experiments import limits
 
 @dataclass(frozen=True)
 class GPU:
-    """GB of memory, dense bf16 TFLOP/s, and a price per hour, for which any rental or cluster has its own."""
+    """GB of memory, dense bf16 TFLOP/s, and a price per hour, for which any rental or cluster has
+    its own.
+    """
 
     memory: int | float
     tflops: int | float
@@ -21,7 +25,8 @@ class GPU:
 DATED = "2026-11"
 
 
-# ASSUMPTIONS as of DATED: memory and rate as in the vendors' data sheets, price a round on-demand figure in US $
+# ASSUMPTIONS as of DATED: memory and rate as in the vendors' data sheets, price a round on-demand
+# figure in US $
 GPUS = {
     "t4": GPU(16, 8.1, 0.35),  # has no bf16 units: its fp32 rate
     "l4": GPU(24, 121, 0.7),
@@ -43,7 +48,9 @@ USABLE = 0.92  # of a GPU's memory; the rest goes to the driver and to fragments
 
 @dataclass(frozen=True)
 class Part:
-    """Some runs of one stack, which train together: bytes on a GPU by what they are for, operations by phase."""
+    """Some runs of one stack, which train together: bytes on a GPU by what they are for, operations
+    by phase.
+    """
 
     runs: tuple[Run, ...]
     memory: dict[str, int]
@@ -57,24 +64,33 @@ class Part:
 
 
 def named(card: str) -> str | None:
-    """The key in `GPUS` of a card, from its driver's name for it: "NVIDIA A100-SXM4-80GB" is an a100."""
+    """The key in `GPUS` of a card, from its driver's name for it: "NVIDIA A100-SXM4-80GB" is an
+    a100.
+    """
     return next((word for word in re.split(r"\W+", card.lower()) if word in GPUS), None)
 
 
 def parts(stack: Sequence[Run], gpu: GPU, apart: bool | None = None) -> list[Part]:
-    """A stack cut into parts that a GPU holds, the buffer in the host's memory or the language model on GPUs of its own
-    where that takes the fewest GPU-hours, or where nothing else fits. `apart` says where the language model is, where
-    that is settled.
+    """A stack cut into parts that a GPU holds, the buffer in the host's memory or the language
+    model on GPUs of its own where that takes the fewest GPU-hours, or where nothing else fits.
+    `apart` says where the language model is, where that is settled.
     """
     run, room = stack[0], gpu.memory * 1e9 * USABLE
     buffer = {"buffer": limits.BUFFER * limits.row_bytes(run) if limits.streams(run) else 0}
     model = {"LM": sizes.lm_bytes(run.lm)}
     own = -(-(model["LM"] + sizes.splice_bytes(run) + sizes.forward_bytes(run)) // int(room))
     away, host = f"LM on {own} GPU{'s' * (own > 1)} of its own", "buffer in the host's memory"
-    places = (model | buffer, "", 0), (model, host, 0), (buffer, away, own), ({}, f"{away}, {host}", own)
+    places = (
+        (model | buffer, "", 0),
+        (model, host, 0),
+        (buffer, away, own),
+        ({}, f"{away}, {host}", own),
+    )
     found = []
     for fixed, where, lm_gpus in places:
-        fitting = [k for k in range(1, len(stack) + 1) if sum(_memory(run, k, fixed).values()) <= room]
+        fitting = [
+            k for k in range(1, len(stack) + 1) if sum(_memory(run, k, fixed).values()) <= room
+        ]
         if fitting and apart in (None, bool(lm_gpus)):
             found.append(_cut(stack, fitting[-1], fixed, where, lm_gpus))
     if not found:
@@ -87,9 +103,12 @@ def _memory(run: Run, count: int, fixed: dict[str, int]) -> dict[str, int]:
     return {"SAEs": count * sizes.held_bytes(run), "work": work, **fixed}
 
 
-def _cut(stack: Sequence[Run], most: int, fixed: dict[str, int], where: str, lm_gpus: int) -> list[Part]:
-    """Parts of at most `most` runs and nearly equal size, each of which reads the whole text. Without the first of them
-    the others stay what they are, so that a sweep is cut alike before and after an interruption.
+def _cut(
+    stack: Sequence[Run], most: int, fixed: dict[str, int], where: str, lm_gpus: int
+) -> list[Part]:
+    """Parts of at most `most` runs and nearly equal size, each of which reads the whole text.
+    Without the first of them the others stay what they are, so that a sweep is cut alike before and
+    after an interruption.
     """
     run, left, found = stack[0], list(stack), []
     while left:
@@ -103,8 +122,14 @@ def _cut(stack: Sequence[Run], most: int, fixed: dict[str, int], where: str, lm_
 
 
 def host_bytes(cut: Sequence[Part]) -> int:
-    """Bytes of the host's memory beside a GPU that trains the parts of one stack, Python and torch left out."""
+    """Bytes of the host's memory beside a GPU that trains the parts of one stack, Python and torch
+    left out.
+    """
     run, buffer = cut[0].runs[0], 0
     if limits.streams(run) and "buffer" not in cut[0].memory:
         buffer = limits.BUFFER * limits.row_bytes(run)
-    return sizes.held_out_bytes(run) + buffer + max(sizes.state_bytes(p.runs[0], len(p.runs)) for p in cut)
+    return (
+        sizes.held_out_bytes(run)
+        + buffer
+        + max(sizes.state_bytes(p.runs[0], len(p.runs)) for p in cut)
+    )

@@ -1,13 +1,17 @@
-"""What the runner obeys: shapes of language models, and how much is read, encoded and kept at once."""
+"""What the runner obeys: shapes of language models, and how much is read, encoded and kept at
+once.
+"""
 
 from dataclasses import dataclass
 
 from gsae.evidence.run import Run
 
-STORE = 10_000_000_000  # bytes; activations that take more are read from a shuffled buffer, others from a store on disk
+# bytes; activations that take more are read from a shuffled buffer, others from a store on disk
+STORE = 10_000_000_000
 
 
-STREAM_ABOVE = 10_000_000  # tokens; the same on the packaged text, and where the width of the model is not known here
+# tokens; the same on the packaged text, and where the width of the model is not known here
+STREAM_ABOVE = 10_000_000
 
 
 BUFFER = 1_000_000  # rows of that buffer, as in the paper
@@ -19,12 +23,15 @@ PASS = 8192  # tokens of one forward pass of the language model, at most 16 bloc
 CODES = 2**26  # numbers in one matrix of latents that an evaluation makes: 0.27 GB in fp32
 
 
-KEPT = 4_000_000_000  # bytes; clean activations that take more are not kept for the next SAE's evaluation
+# bytes; clean activations that take more are not kept for the next SAE's evaluation
+KEPT = 4_000_000_000
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The public shape of a language model, as its config gives it. Biases and norms (below 0.2 %) are left out."""
+    """The public shape of a language model, as its config gives it. Biases and norms (below 0.2 %)
+    are left out.
+    """
 
     layers: int
     d: int
@@ -43,24 +50,37 @@ class Shape:
 
     @property
     def attention(self) -> int:
-        """Weights of one block's query, key and value; the output matrix has `heads * d_head * d` more."""
+        """Weights of one block's query, key and value; the output matrix has `heads * d_head * d`
+        more.
+        """
         return self.d * self.d_head * (self.heads + 2 * (self.kv_heads or self.heads))
 
     @property
     def block(self) -> int:
         """Weights of one block."""
-        return self.attention + self.heads * self.d_head * self.d + (2 + self.gated_mlp) * self.d * self.d_mlp
+        return (
+            self.attention
+            + self.heads * self.d_head * self.d
+            + (2 + self.gated_mlp) * self.d * self.d_mlp
+        )
 
     @property
     def parameters(self) -> int:
         return self.layers * self.block + self.d * ((2 - self.tied) * self.vocab + self.positions)
 
     def flops(self, context: int, site: str | None = None, layer: int = 0) -> int:
-        """Operations per token of a forward pass that ends at a site; without one, of the whole pass."""
-        mix = 4 * context * self.heads * self.d_head  # scores and their product with the values, not only causal ones
+        """Operations per token of a forward pass that ends at a site; without one, of the whole
+        pass.
+        """
+        # scores and their product with the values, not only causal ones
+        mix = 4 * context * self.heads * self.d_head
         if site is None:
             return self.layers * (2 * self.block + mix) + 2 * self.d * self.vocab
-        return layer * (2 * self.block + mix) + 2 * (self.attention if site == "attn_z" else self.block) + mix
+        return (
+            layer * (2 * self.block + mix)
+            + 2 * (self.attention if site == "attn_z" else self.block)
+            + mix
+        )
 
 
 SHAPES = {  # of the models' public configs
@@ -77,10 +97,13 @@ def known(lm: str) -> bool:
 
 
 def shape(lm: str) -> Shape:
-    """A language model's shape, at any revision. Raises KeyError, naming those known, for one not in the table."""
+    """A language model's shape, at any revision. Raises KeyError, naming those known, for one not
+    in the table.
+    """
     if not known(lm):
         raise KeyError(
-            f"the shape of {lm!r} is not known: add it to gsae.experiments.cost.SHAPES; known are {', '.join(SHAPES)}"
+            f"the shape of {lm!r} is not known: add it to gsae.experiments.cost.SHAPES; known are "
+            f"{', '.join(SHAPES)}"
         )
     return SHAPES[lm.partition("@")[0]]
 
@@ -107,13 +130,15 @@ def rows_at_once(M: int, most: int) -> int:
 
 
 def clean_bytes(run: Run) -> int:
-    """Clean activations of one token, which let an SAE's evaluation rerun the layers above alone."""
+    """Clean activations of one token, which let an SAE's evaluation rerun the layers above
+    alone.
+    """
     return 2 * (width(run) + (0 if run.site == "resid_post" else shape(run.lm).d))
 
 
 def keeps_splices(run: Run) -> bool:
-    """Whether the clean activations of the text for cross-entropy stay for all SAEs of a site; else each makes them
-    again, pass by pass, which at the paper's size adds 0.3 % of the operations.
+    """Whether the clean activations of the text for cross-entropy stay for all SAEs of a site; else
+    each makes them again, pass by pass, which at the paper's size adds 0.3 % of the operations.
     """
     return not known(run.lm) or run.ce_tokens * clean_bytes(run) <= KEPT
 

@@ -7,7 +7,8 @@ from gsae.experiments import sweeps
 
 
 def load(experiment: str, scale: str | None = None) -> pd.DataFrame:
-    """One row a run of an experiment, as `gsae.evidence.run_files.load` makes it; nothing is trained.
+    """One row a run of an experiment, as `gsae.evidence.run_files.load` makes it; nothing is
+    trained.
 
     Raises KeyError on an unknown experiment, ValueError on an unknown scale.
     """

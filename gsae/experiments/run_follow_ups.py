@@ -1,4 +1,6 @@
-"""Controls computed from finished runs: rescale & shift, pruning, and inference-time optimisation, as result files."""
+"""Controls computed from finished runs: rescale & shift, pruning, and inference-time optimisation,
+as result files.
+"""
 
 import os
 import sys
@@ -29,11 +31,15 @@ THRESHOLD_BATCHES = 4  # of the run's own training stream, that a pruning thresh
 
 
 def weights(row) -> SAE:
-    """The kept weights of a finished run. Raises FileNotFoundError with the remedy where there are none."""
+    """The kept weights of a finished run. Raises FileNotFoundError with the remedy where there are
+    none.
+    """
     if not files.weights(row.id).exists():
         raise FileNotFoundError(
-            f"run {row.id} ({row.arch}, lambda {row.lam:g}, seed {row.seed}) is on record but its weights are not in "
-            f"{files.weights(row.id)}: weights are not in git. `gsae run {ITO}` and `gsae run {CONTROLS}` train "
+            f"run {row.id} ({row.arch}, lambda {row.lam:g}, seed {row.seed}) is on record but its "
+            "weights are not in "
+            f"{files.weights(row.id)}: weights are not in git. `gsae run {ITO}` and `gsae run "
+            f"{CONTROLS}` train "
             "again what they need"
         )
     return files.load(row.id).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,7 +54,9 @@ def make(sae: SAE, of: dict, batches: Callable[[int], Tensor]):
     """The changed SAE that `of`, one of `plan`, describes."""
     threshold = 0.0
     if of["increase"]:
-        threshold = pruning_threshold(sae, map(batches, range(THRESHOLD_BATCHES)), increase=of["increase"])
+        threshold = pruning_threshold(
+            sae, map(batches, range(THRESHOLD_BATCHES)), increase=of["increase"]
+        )
     if of["control"] == "pruned":
         return Pruned(sae, threshold)
     return rescale_shift(sae, batches, of["steps"], threshold=threshold)
@@ -56,10 +64,12 @@ def make(sae: SAE, of: dict, batches: Callable[[int], Tensor]):
 
 @torch.no_grad()
 def pursue_site(sae: SAE, site: Site, sizes: Sequence[int]) -> dict[int, tuple[dict, dict]]:
-    """Metrics and sums of pursuit at several sizes, and, under 0, of the SAE's own encoder, on the same tokens.
+    """Metrics and sums of pursuit at several sizes, and, under 0, of the SAE's own encoder, on the
+    same tokens.
 
-    One pass over the texts of the cross-entropy: pursuit is some hundred times the cost of an encoder, so that it sees
-    `ce_tokens` tokens and not the run's whole evaluation set, and its numbers have to be compared with those of 0.
+    One pass over the texts of the cross-entropy: pursuit is some hundred times the cost of an
+    encoder, so that it sees `ce_tokens` tokens and not the run's whole evaluation set, and its
+    numbers have to be compared with those of 0.
     """
     first, scale, start = int(not site.run.keep_pos0), site.store.scale, 0
     total = {s: metrics.Sums(site.store.mean) for s in (0, *sizes)}
@@ -76,23 +86,40 @@ def pursue_site(sae: SAE, site: Site, sizes: Sequence[int]) -> dict[int, tuple[d
             replaced[:, first:] = (x_hat.reshape(x.shape) / scale).to(replaced)
             total[s].add_ce(group, **known, sae=splice.ce(replaced), tokens=splice.targets)
         start += len(splice.clean)
-    return {s: (stats.ratios(kept := t.to_dict()) | {"dead_fraction": t.dead_fraction}, kept) for s, t in total.items()}
+    return {
+        s: (stats.ratios(kept := t.to_dict()) | {"dead_fraction": t.dead_fraction}, kept)
+        for s, t in total.items()
+    }
 
 
 def done(runs: pd.DataFrame, site: Site) -> Iterator:
-    """The finished runs of a table, as named tuples. Raises ValueError where one is of another site."""
+    """The finished runs of a table, as named tuples. Raises ValueError where one is of another
+    site.
+    """
     for row in run_files.done(runs).itertuples():
         if (of := (row.lm, row.site, row.layer)) != (here := (site.run.lm, *site.key)):
-            raise ValueError(f"run {row.id} is of {of}, the site is {here}: pass the runs of one site at a time")
+            raise ValueError(
+                f"run {row.id} is of {of}, the site is {here}: pass the runs of one site at a time"
+            )
         yield row
 
 
 def write(
-    experiment: str, of: dict, values: dict, sums: dict, row, sae: SAE, seconds: float, at: str, force: bool
+    experiment: str,
+    of: dict,
+    values: dict,
+    sums: dict,
+    row,
+    sae: SAE,
+    seconds: float,
+    at: str,
+    force: bool,
 ) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     origin = provenance.provenance(device, seconds, *run_module.sources(row.lm, row.context))
-    origin |= {k: v for k, v in sae.about.items() if k == "again"}  # weights that were made a second time
+    origin |= {
+        k: v for k, v in sae.about.items() if k == "again"
+    }  # weights that were made a second time
     result_files.write_result(experiment, of, values, origin, at, sums, force)
 
 
@@ -106,12 +133,14 @@ def controls(
     only: Iterable[str] = ("rescale_shift", "pruned", "pruned_rescale_shift"),
     force: bool = False,
 ) -> pd.DataFrame:
-    """Rescale & shift (Fig. 9), pruning, and both, of every finished run of one site; what is on record is skipped.
+    """Rescale & shift (Fig. 9), pruning, and both, of every finished run of one site; what is on
+    record is skipped.
 
     Args:
         runs: a table of `gsae.run`, all of `site`; missing runs are passed over.
         site: gives training batches and the evaluation of the runs themselves.
-        increases: relative increases of the mean squared error that pruning may cost; chosen on training batches.
+        increases: relative increases of the mean squared error that pruning may cost; chosen on
+            training batches.
         steps: of rescale & shift.
         only: which of the three.
 
@@ -122,14 +151,29 @@ def controls(
         FileNotFoundError: where a finished run has no kept weights.
     """
     at = run_module.scale(scale)
-    todo = [(row, of) for row in done(runs, site) for of in plan(row, increases, steps) if of["control"] in set(only)]
+    todo = [
+        (row, of)
+        for row in done(runs, site)
+        for of in plan(row, increases, steps)
+        if of["control"] in set(only)
+    ]
     todo = [(row, of) for row, of in todo if result_files.find(CONTROLS, of, at) is None]
     for row, of in tqdm(todo, desc=f"controls, {site.run.site} {site.run.layer}", disable=None):
         began = time.monotonic()
         sae = weights(row)
         model = make(sae, of, training_batches(row, site))
         values, sums, _ = site.evaluate(model)
-        write(CONTROLS, of, values | model.summary(), sums, row, sae, time.monotonic() - began, at, force)
+        write(
+            CONTROLS,
+            of,
+            values | model.summary(),
+            sums,
+            row,
+            sae,
+            time.monotonic() - began,
+            at,
+            force,
+        )
     return result_files.load(CONTROLS, at)
 
 
@@ -142,7 +186,8 @@ def pursuits(
     tokens: int = 16_384,
     force: bool = False,
 ) -> pd.DataFrame:
-    """Inference-time optimisation (Figs 10, 11) on the dictionary of every finished run of one site, both arms.
+    """Inference-time optimisation (Figs 10, 11) on the dictionary of every finished run of one
+    site, both arms.
 
     Args:
         runs, site: as for `controls`; the store and the language model of `site` are used.
@@ -153,7 +198,9 @@ def pursuits(
         The results on record at this scale; `s` is 0 for the run's own encoder on the same tokens.
     """
     at = run_module.scale(scale)
-    unseen = lambda row: follow_ups.missing(ITO, [pursuit(row.id, s, tokens) for s in (0, *sizes)], at)  # noqa: E731
+    unseen = lambda row: follow_ups.missing(
+        ITO, [pursuit(row.id, s, tokens) for s in (0, *sizes)], at
+    )
     todo = [row for row in done(runs, site) if unseen(row)]
     if todo:
         part = Site(replace(site.run, ce_tokens=tokens), site.model)
@@ -169,11 +216,16 @@ def pursuits(
 
 
 def run(
-    kind: str = CONTROLS, experiment: str | None = None, scale: str | None = None, *, force: bool = False
+    kind: str = CONTROLS,
+    experiment: str | None = None,
+    scale: str | None = None,
+    *,
+    force: bool = False,
 ) -> pd.DataFrame:
-    """Controls (Fig. 9) or pursuits (Figs 10, 11) of an experiment's finished runs: reads what is on record at this
-    scale, computes what is not from the kept weights, and says which it did. Weights that this machine lacks are
-    trained again and held to the run's record. With GSAE_TRAIN=never nothing is computed.
+    """Controls (Fig. 9) or pursuits (Figs 10, 11) of an experiment's finished runs: reads what is
+    on record at this scale, computes what is not from the kept weights, and says which it did.
+    Weights that this machine lacks are trained again and held to the run's record. With
+    GSAE_TRAIN=never nothing is computed.
 
     Args:
         kind: "controls" or "ito".
@@ -181,11 +233,13 @@ def run(
         force: write results of a scale other than smoke from a tree with uncommitted changes.
 
     Returns:
-        The table of gsae.experiments.follow_ups: results joined with their runs, what is missing said.
+        The table of gsae.experiments.follow_ups: results joined with their runs, what is missing
+            said.
 
     Raises:
-        EvidenceError: where results of a scale other than smoke could not be traced to a commit, or some runs could
-            not be made again as they are on record; what the others lacked is then computed.
+        EvidenceError: where results of a scale other than smoke could not be traced to a commit, or
+            some runs could not be made again as they are on record; what the others lacked is then
+            computed.
     """
     at = run_module.scale(scale)
     experiment = experiment or {CONTROLS: "same_width", ITO: follow_ups.RUNS}[kind]
@@ -195,36 +249,51 @@ def run(
     todo = run_files.done(runs)
     todo = todo[todo["id"].isin(left)]
     print(
-        f"{kind} of {experiment} at scale {at}: of {len(runs)} runs {len(runs) - len(left)} have all results on record",
+        f"{kind} of {experiment} at scale {at}: of {len(runs)} runs {len(runs) - len(left)} have "
+        "all results on record",
         file=sys.stderr,
     )
     if len(todo) and os.environ.get("GSAE_TRAIN") != "never":
         if at != "smoke" and not force:
             provenance.require_clean()
         made = dict(zip(runs["id"], sweeps.runs(experiment, at), strict=True))
-        known = {name: run for name in todo["id"] if (run := made[name]).id == name}  # not of an older recipe
+        known = {
+            name: run for name in todo["id"] if (run := made[name]).id == name
+        }  # not of an older recipe
         if lost := list(filter(retrain.weightless, known.values())):
             check(lost, at, cache_dir(), force=force, **machine())
         failed: set[str] = set()
         for site, here in sites({name: made[name] for name in todo["id"]}):
-            for stack in runner.groups(here, lambda name: made[name].stack):  # each as soon as its weights are there
-                failed |= {run.id for run in retrain.remake([known[name] for name in stack if name in known], site, at)}
+            for stack in runner.groups(
+                here, lambda name: made[name].stack
+            ):  # each as soon as its weights are there
+                failed |= {
+                    run.id
+                    for run in retrain.remake(
+                        [known[name] for name in stack if name in known], site, at
+                    )
+                }
                 table = todo[todo["id"].isin(set(stack) - failed)]
                 if kind == ITO:
                     pursuits(table, site, at, tokens=of[0]["tokens"], force=force)
                 else:
                     steps = follow_ups.STEPS.get(at, 500)
-                    controls(table, site, at, steps=steps, only=follow_ups.KINDS[experiment], force=force)
+                    controls(
+                        table, site, at, steps=steps, only=follow_ups.KINDS[experiment], force=force
+                    )
         if failed:
             raise provenance.EvidenceError(
-                f"{', '.join(sorted(failed))}: no weights that agree with the record could be made here, see above; "
+                f"{', '.join(sorted(failed))}: no weights that agree with the record could be "
+                "made here, see above; "
                 "what these runs lack stays missing, all else is computed"
             )
     return follow_ups.table(kind, experiment, at)
 
 
 def sites(made: dict[str, run_module.Run]) -> Iterator[tuple[Site, list[str]]]:
-    """Each site of runs, given by their ids on record, with the ids that are of it; a language model is loaded once."""
+    """Each site of runs, given by their ids on record, with the ids that are of it; a language
+    model is loaded once.
+    """
     for of_model in runner.groups(made.values(), lambda r: r.lm):
         model = language_models.load(of_model[0].lm)
         for of_site in runner.groups(of_model, lambda r: r.place):

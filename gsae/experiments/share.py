@@ -1,4 +1,6 @@
-"""Sharing an SAE on the Hugging Face hub: safetensors, json and a model card with the numbers on record."""
+"""Sharing an SAE on the Hugging Face hub: safetensors, json and a model card with the numbers on
+record.
+"""
 
 import json
 import tempfile
@@ -14,7 +16,9 @@ from gsae.saes.files import HubError
 from gsae.system import hub_access, tensors
 from gsae.system.about import PAPER, REPO, __version__
 
-SOURCES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what is packaged here and on the hub as well
+SOURCES = {
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"
+}  # what is packaged here and on the hub as well
 METRICS = {
     "l0": "L0, latents active per token",
     "loss_recovered": "loss recovered, against zero ablation",
@@ -27,15 +31,21 @@ METRICS = {
 
 
 def record(run_id: str) -> dict:
-    """The evidence of a run, at the largest scale that has it. Raises HubError where there is none."""
+    """The evidence of a run, at the largest scale that has it. Raises HubError where there is
+    none.
+    """
     found = (run_files.find(run_id, scale) for scale in reversed(SCALES))
     if path := next(filter(None, found), None):
         return run_files.read(path)
-    raise HubError(f"run {run_id} has no evidence, so a card would have no numbers: `gsae run` makes it")
+    raise HubError(
+        f"run {run_id} has no evidence, so a card would have no numbers: `gsae run` makes it"
+    )
 
 
 def card(record: dict, repo: str, licence: str = "mit") -> str:
-    """The README.md of a repository, from a run's evidence: numbers with intervals, training, licence, how to load."""
+    """The README.md of a repository, from a run's evidence: numbers with intervals, training,
+    licence, how to load.
+    """
     from gsae.lm import names  # slow to load
 
     run, where, metrics = record["run"], record["provenance"], record["metrics"]
@@ -43,13 +53,18 @@ def card(record: dict, repo: str, licence: str = "mit") -> str:
     base = SOURCES.get(name) or (names.NAMES[name].source if name in names.NAMES else name)
     tags = ["sparse-autoencoder", f"{run['arch']}-sae", PAPER.lower().removesuffix("v2")]
     texts = None if run["text"] == "packaged" else [hub_access.split(run["text"])[0].split(":")[0]]
-    data = ModelCardData(license=licence, library_name="gsae", tags=tags, base_model=base or None, datasets=texts)
+    data = ModelCardData(
+        license=licence, library_name="gsae", tags=tags, base_model=base or None, datasets=texts
+    )
     bounds = intervals.intervals(pd.DataFrame({"sums": [record["sums"]]}), list(METRICS)).iloc[0]
     rows = []
     for key, label in METRICS.items():
         if key in metrics:
             low, high = bounds.get(f"{key}_low"), bounds.get(f"{key}_high")
-            rows.append(f"| {label} | {metrics[key]:.4g} | {'' if low is None else f'{low:.4g} to {high:.4g}'} |")
+            rows.append(
+                f"| {label} | {metrics[key]:.4g} | "
+                f"{'' if low is None else f'{low:.4g} to {high:.4g}'} |"
+            )
     text = f"the packaged text of {REPO}" if run["text"] == "packaged" else run["text"]
     place = f"`{run['site']}` of layer {run['layer']} of {base or run['lm']}"
     settings = "\n".join(f"| {key} | {value} |" for key, value in run.items())
@@ -63,14 +78,17 @@ by [gsae]({REPO}), a replication of {PAPER}. Run `{record["id"]}`, scale `{recor
 
 ## Numbers
 
-On {metrics["eval_tokens"]:,.0f} held-out tokens; intervals are 95 %, bootstrapped over groups of text.
+On {metrics["eval_tokens"]:,.0f} held-out tokens;
+intervals are 95 %, bootstrapped over groups of text.
 
 | | | interval |
 |---|---|---|
 {chr(10).join(rows)}
 
-Cross-entropy: {metrics["ce_clean"]:.4f} nats per token, {metrics["ce_sae"]:.4f} with the SAE in place,
-{metrics["ce_zero"]:.4f} with the site set to zero. The sums behind these numbers are in `evidence.json`.
+Cross-entropy: {metrics["ce_clean"]:.4f} nats per token,
+{metrics["ce_sae"]:.4f} with the SAE in place,
+{metrics["ce_zero"]:.4f} with the site set to zero.
+The sums behind these numbers are in `evidence.json`.
 
 ## Use
 
@@ -78,7 +96,8 @@ Cross-entropy: {metrics["ce_clean"]:.4f} nats per token, {metrics["ce_sae"]:.4f}
 import gsae                                  # pip install git+{REPO}
 
 sae = gsae.load("{repo}")
-scale = sae.about["scale"]                   # x: (tokens, n) activations at {run["site"]}, layer {run["layer"]}
+scale = sae.about["scale"]
+# x: (tokens, n) activations at {run["site"]}, layer {run["layer"]}
 f = sae.encode(x * scale)                    # (tokens, {run["M"]})
 x_hat = sae.decode(f) / scale
 ```
@@ -88,7 +107,8 @@ x_hat = sae.decode(f) / scale
 ## Training
 
 {run["tokens"]:,} tokens of {text}, in blocks of {run["context"]}. Made on {where["date"]} at commit
-`{where["commit"] or "unknown"}`{" with uncommitted changes" if where["dirty"] else ""} on {where["device"]}.
+`{where["commit"] or "unknown"}`{" with uncommitted changes" if where["dirty"] else ""}
+on {where["device"]}.
 
 | setting | |
 |---|---|
@@ -119,7 +139,8 @@ def build(run_id: str, folder: str | Path, repo: str, licence: str = "mit") -> P
 
 
 def push(run_id: str, repo: str, *, private: bool = False, licence: str = "mit") -> str:
-    """Upload a run's SAE to `owner/name` on the hub, made if it is not there; returns the address of the commit.
+    """Upload a run's SAE to `owner/name` on the hub, made if it is not there; returns the address
+    of the commit.
 
     Raises:
         HubError: when the run has no evidence, or the hub refuses; says why.
@@ -130,7 +151,9 @@ def push(run_id: str, repo: str, *, private: bool = False, licence: str = "mit")
         api = HfApi(library_name="gsae", library_version=__version__)
         try:
             api.create_repo(repo, private=private, exist_ok=True)
-            done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Run {run_id}")
+            done = api.upload_folder(
+                repo_id=repo, folder_path=folder, commit_message=f"Run {run_id}"
+            )
         except Exception as error:
             raise HubError(f"cannot push to {repo}: {hub_access.why(error, repo)}") from error
     return str(done)

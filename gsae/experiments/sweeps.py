@@ -29,46 +29,59 @@ from gsae.experiments.settings import (
 
 
 def base(scale: str) -> Run:
-    """The gated run of a scale that its sweeps vary; at smoke and cpu MLP neurons of the one-layer model."""
+    """The gated run of a scale that its sweeps vary; at smoke and cpu MLP neurons of the one-layer
+    model.
+    """
     if scale == "smoke":
         return Run(**SETTINGS[scale] | {k: MINI[k] for k in ("lm", "site", "layer")})
     return Run(**SETTINGS[scale] | (MINI if scale == "cpu" else {}))
 
 
 def lambdas(scale: str) -> list[float]:
-    """The lambdas of the sweeps on `base`, at a scale without a pilot of its own the pilot's inner ones."""
+    """The lambdas of the sweeps on `base`, at a scale without a pilot of its own the pilot's inner
+    ones.
+    """
     return LAMBDAS.get(scale, PILOT_LAMBDAS[1:7])
 
 
 def pilot(scale: str) -> list[Run]:
-    """Eight lambdas an architecture and site (two at smoke), to choose the grids of the other sweeps from.
+    """Eight lambdas an architecture and site (two at smoke), to choose the grids of the other
+    sweeps from.
 
-    At cpu half a million tokens, a million at the MLP output of layer 8. At five places of SmolLM2 it came after the
-    first grids, with little evaluation text; `ends` was chosen from it.
+    At cpu half a million tokens, a million at the MLP output of layer 8. At five places of SmolLM2
+    it came after the first grids, with little evaluation text; `ends` was chosen from it.
     """
     if scale == "cpu":
         mini = replace(base(scale), tokens=512_000, eval_tokens=200_000)
         return smollm2_sites.pilot() + both(grid(mini, lam=PILOT_LAMBDAS))
-    return both(grid(Run(**SETTINGS[scale]), lam=SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS))
+    return both(
+        grid(Run(**SETTINGS[scale]), lam=SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS)
+    )
 
 
 def neurons(scale: str) -> list[Run]:
-    """MLP neurons of a one-layer model, gated and baseline, one seed and the same lambdas in both arms.
+    """MLP neurons of a one-layer model, gated and baseline, one seed and the same lambdas in both
+    arms.
 
-    At cpu the first pass, a fifth of the tokens, from which the lambdas of `seeds` were chosen; no verdict rests on it.
+    At cpu the first pass, a fifth of the tokens, from which the lambdas of `seeds` were chosen; no
+    verdict rests on it.
     """
     return both(grid(base(scale), lam=lambdas(scale)))
 
 
 def main_sweep(scale: str) -> tuple[Run, list[float], float]:
-    """The gated run of `seeds` and its lambdas, and the share of each that the baseline of about its L0 has."""
+    """The gated run of `seeds` and its lambdas, and the share of each that the baseline of about
+    its L0 has.
+    """
     if scale != "cpu":
         return base(scale), lambdas(scale), 1.0
     return replace(base(scale), **LONG), LONG_LAMBDAS, BASELINE_SHARE
 
 
 def seeds(scale: str) -> list[Run]:
-    """Figs 5, 6: at cpu three seeds, 5 M tokens and lambdas of each arm's own; at other scales `neurons`."""
+    """Figs 5, 6: at cpu three seeds, 5 M tokens and lambdas of each arm's own; at other scales
+    `neurons`.
+    """
     run, lams, share = main_sweep(scale)
     lams = [LOW_LAMBDA, *lams] if scale == "cpu" else lams
     return both(grid(run, seed=SEEDS.get(scale, [0]), lam=lams), share)
@@ -84,8 +97,8 @@ def pareto(scale: str) -> list[Run]:
 
 
 def sites(scale: str) -> list[Run]:
-    """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, lambdas of each arm's own;
-    else one cell."""
+    """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, lambdas
+    of each arm's own; else one cell."""
     if scale == "smoke":
         return pilot(scale)
     if scale == "cpu":
@@ -94,9 +107,9 @@ def sites(scale: str) -> list[Run]:
 
 
 def ends(scale: str) -> list[Run]:
-    """What was added to `sites` after its verdicts had been read (D17): at cpu, lambdas for the cells that did not
-    reach L0 5 or 150 in both arms, and at the residual streams the same without resampling. At other scales one pair
-    at half the smallest lambda.
+    """What was added to `sites` after its verdicts had been read (D17): at cpu, lambdas for the
+    cells that did not reach L0 5 or 150 in both arms, and at the residual streams the same without
+    resampling. At other scales one pair at half the smallest lambda.
     """
     if scale == "cpu":
         return smollm2_sites.ends()
@@ -105,60 +118,86 @@ def ends(scale: str) -> list[Run]:
 
 
 def second_seed(scale: str) -> list[Run]:
-    """The runs of `sites` in a second seed. A cell joins `sites` when it is whole (`settings.SITE_SEEDS`)."""
+    """The runs of `sites` in a second seed. A cell joins `sites` when it is whole
+    (`settings.SITE_SEEDS`).
+    """
     cheap_first = sorted(sites(scale), key=lambda run: (-run.layer, run.site == "attn_z"))
     return [replace(run, seed=1) for run in cheap_first if run.seed == 0]
 
 
 def position0(scale: str) -> list[Run]:
-    """D9: pairs that keep position 0, the attention sink; at cpu two places of `study`, whose runs do not."""
+    """D9: pairs that keep position 0, the attention sink; at cpu two places of `study`, whose runs
+    do not.
+    """
     if scale == "cpu":
-        return [replace(run, keep_pos0=True) for run in study(scale) if (run.site, run.layer) in POSITION0]
+        return [
+            replace(run, keep_pos0=True)
+            for run in study(scale)
+            if (run.site, run.layer) in POSITION0
+        ]
     return both([replace(Run(**SETTINGS[scale]), lam=lambdas(scale)[0], keep_pos0=True)])
 
 
 def longer(scale: str) -> list[Run]:
-    """D4: one pair on twice the tokens of `seeds`, at cpu four times, to see what a short training does."""
+    """D4: one pair on twice the tokens of `seeds`, at cpu four times, to see what a short training
+    does.
+    """
     run, lams, share = main_sweep(scale)
-    return both([replace(run, lam=lams[1], tokens=19_998_720 if scale == "cpu" else 2 * run.tokens)], share)
+    return both(
+        [replace(run, lam=lams[1], tokens=19_998_720 if scale == "cpu" else 2 * run.tokens)], share
+    )
 
 
 def rates(scale: str) -> list[Run]:
-    """Learning rates at two lambdas, both architectures, so that neither arm is handicapped; no verdict rests on it."""
+    """Learning rates at two lambdas, both architectures, so that neither arm is handicapped; no
+    verdict rests on it.
+    """
     lams = lambdas(scale)
-    rate = [3e-4, 7.5e-4, 1e-3] + [2e-3] * (scale == "cpu")  # at cpu the paper's largest was the best of three
+    rate = [3e-4, 7.5e-4, 1e-3] + [2e-3] * (
+        scale == "cpu"
+    )  # at cpu the paper's largest was the best of three
     return both(grid(base(scale), lr=rate, lam=lams[1::2][:2] if scale != "smoke" else lams[:1]))
 
 
 def schedule(scale: str) -> list[Run]:
-    """D5, D6: one pair at the paper's rate for gated runs, with neither warm-up of lambda nor decay of the rate."""
+    """D5, D6: one pair at the paper's rate for gated runs, with neither warm-up of lambda nor decay
+    of the rate.
+    """
     run, lams, share = main_sweep(scale)
     return both([replace(run, lam=lams[1], lr=3e-4, lam_warmup=0.0, lr_decay=0.0)], share)
 
 
-def ablated(run: Run, lams: Sequence[float], few: Sequence[float], seeds: Sequence[int]) -> list[Run]:
-    """The arms of Fig. 8: the unfrozen one in every seed, the others, and that without the auxiliary term, in the first
-    two; the further arms, of `run`'s seed alone."""
+def ablated(
+    run: Run, lams: Sequence[float], few: Sequence[float], seeds: Sequence[int]
+) -> list[Run]:
+    """The arms of Fig. 8: the unfrozen one in every seed, the others, and that without the
+    auxiliary term, in the first two; the further arms, of `run`'s seed alone."""
     found = grid(replace(run, freeze="none"), seed=seeds, lam=lams)
     for switches in ({"tie": "shared"}, {"tie": "none"}):
         found += grid(replace(run, **switches), seed=seeds[:2], lam=lams)
     found += grid(replace(run, auxiliary=False), seed=seeds[:2], lam=few)
-    for switches in ({"step": False}, {"freeze": "W_dec"}, {"centre_grad": False}, {"magnitude_l1": True}):
+    for switches in (
+        {"step": False},
+        {"freeze": "W_dec"},
+        {"centre_grad": False},
+        {"magnitude_l1": True},
+    ):
         found += grid(replace(run, **switches), lam=few)
     return found
 
 
 def ablations(scale: str) -> list[Run]:
-    """Fig. 8 and further arms, by the side of the gated and baseline runs of `seeds`: what has a verdict in several
-    seeds, the further arms in the first."""
+    """Fig. 8 and further arms, by the side of the gated and baseline runs of `seeds`: what has a
+    verdict in several seeds, the further arms in the first."""
     run, lams, _ = main_sweep(scale)
     main, few = (lams, lams[:1]) if scale == "smoke" else (lams[:-1][:4], lams[1:3])
     return seeds(scale) + ablated(run, main, few, SEEDS.get(scale, [0]))
 
 
 def untied(scale: str) -> list[Run]:
-    """Whether the learning rate or the width explains what untied encoders cost: beside the Gated SAE, both at the
-    paper's rate for gated runs, and both twice as wide, at cpu at the lambdas of `ablations`; of no verdict."""
+    """Whether the learning rate or the width explains what untied encoders cost: beside the Gated
+    SAE, both at the paper's rate for gated runs, and both twice as wide, at cpu at the lambdas of
+    `ablations`; of no verdict."""
     run, lams, _ = main_sweep(scale)
     settings = replace(run, lr=3e-4), replace(run, M=2 * run.M)
     return [r for one in settings for r in grid(one, tie=[run.tie, "none"], lam=lams[:3])]
@@ -166,7 +205,10 @@ def untied(scale: str) -> list[Run]:
 
 def narrow(run: Run, lams: Sequence[float], share: float, seeds: Sequence[int]) -> list[Run]:
     """Baselines of the gated width, each at a share of a gated lambda."""
-    return [replace(wider(r), M=r.M, lam=rounded(share * r.lam)) for r in grid(run, seed=seeds, lam=lams)]
+    return [
+        replace(wider(r), M=r.M, lam=rounded(share * r.lam))
+        for r in grid(run, seed=seeds, lam=lams)
+    ]
 
 
 def same_width(scale: str) -> list[Run]:
@@ -178,18 +220,26 @@ def same_width(scale: str) -> list[Run]:
 
 
 def first_pass(scale: str) -> list[Run]:
-    """A million tokens a run and one seed, before the sweeps above: their lambdas were chosen from it, and chapters say
-    what more tokens changed. No verdict on a frontier rests on it. At scales other than cpu, `neurons`."""
+    """A million tokens a run and one seed, before the sweeps above: their lambdas were chosen from
+    it, and chapters say what more tokens changed. No verdict on a frontier rests on it. At scales
+    other than cpu, `neurons`."""
     if scale != "cpu":
         return neurons(scale)
     run, lams = base(scale), lambdas(scale)
-    found = neurons(scale) + ablated(run, lams[:4], lams[1:3], [0]) + narrow(run, lams[:4], 1.0, [0])
-    return found + both([replace(run, lam=lams[3], resample=())]) + smollm2_sites.first_pass() + smollm2_sites.trials()
+    found = (
+        neurons(scale) + ablated(run, lams[:4], lams[1:3], [0]) + narrow(run, lams[:4], 1.0, [0])
+    )
+    return (
+        found
+        + both([replace(run, lam=lams[3], resample=())])
+        + smollm2_sites.first_pass()
+        + smollm2_sites.trials()
+    )
 
 
 def resampling(scale: str) -> list[Run]:
-    """Appendix D: both arms without resampling at one lambda of `seeds`, at cpu also at the residual streams, where
-    latents die: at one lambda of the first pass and at all of `sites`."""
+    """Appendix D: both arms without resampling at one lambda of `seeds`, at cpu also at the
+    residual streams, where latents die: at one lambda of the first pass and at all of `sites`."""
     run, lams, share = main_sweep(scale)
     found = both([replace(run, lam=lams[len(lams) // 2])], share)
     if scale == "cpu":
@@ -199,7 +249,9 @@ def resampling(scale: str) -> list[Run]:
 
 
 def study(scale: str) -> list[Run]:
-    """Section 4.3: SAEs whose latents are compared; at cpu one an arm and place, both of about one L0 near 50."""
+    """Section 4.3: SAEs whose latents are compared; at cpu one an arm and place, both of about one
+    L0 near 50.
+    """
     if scale == "cpu":
         return smollm2_sites.pairs()
     return pilot(scale)[::2] if scale == "smoke" else neurons(scale)
@@ -227,7 +279,9 @@ EXPERIMENTS: dict[str, Callable[[str], list[Run]]] = {
 
 
 def runs(name: str, at: str | None = None) -> list[Run]:
-    """The runs of one experiment at a scale. Raises KeyError, with the names there are, on an unknown one."""
+    """The runs of one experiment at a scale. Raises KeyError, with the names there are, on an
+    unknown one.
+    """
     if name not in EXPERIMENTS:
         raise KeyError(f"unknown experiment {name!r}: expected one of {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[name](scale(at))

@@ -1,4 +1,6 @@
-"""Figures of named series: ablations, repairs, pursuit and the known dictionary. Table in, figure out."""
+"""Figures of named series: ablations, repairs, pursuit and the known dictionary. Table in, figure
+out.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -41,15 +43,21 @@ LEAST = 0.05  # latents a token: what is below is named in the legend and not dr
 
 
 def on_axis(rows: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str]:
-    """The rows whose L0 a log axis can show, and the name of their series, which tells of the others."""
+    """The rows whose L0 a log axis can show, and the name of their series, which tells of the
+    others.
+    """
     drawn = rows[rows["l0"] >= LEAST]
     if off := len(rows) - len(drawn):
         name += f" ({off} with L0 {rows['l0'].min():.2g}: off the axis)"
     return drawn, name
 
 
-def draw(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v, bars: bool = True) -> None:
-    """Each series of a table with a line a seed and 95 % bootstrap intervals; what is off a log axis is named."""
+def draw(
+    axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v, bars: bool = True
+) -> None:
+    """Each series of a table with a line a seed and 95 % bootstrap intervals; what is off a log
+    axis is named.
+    """
     for name, rows in done(df).groupby("series", sort=False):
         colour, marker, line = STYLES[name]
         drawn, label = on_axis(rows.sort_values("l0"), name)
@@ -65,7 +73,9 @@ def error_bars(axes: Axes, rows: pd.DataFrame, y: str, transform: Callable, colo
     """95 % bootstrap intervals of the points of `draw`."""
     b, value = intervals.intervals(rows, [y], draws=200), transform(rows[y].astype(float))
     ends = np.sort(np.stack([transform(b[f"{y}_low"]), transform(b[f"{y}_high"])]), 0)
-    axes.errorbar(rows["l0"], value, np.abs(ends - value.to_numpy()), fmt="none", color=colour, lw=0.9)
+    axes.errorbar(
+        rows["l0"], value, np.abs(ends - value.to_numpy()), fmt="none", color=colour, lw=0.9
+    )
 
 
 def legend(figure: Figure, axes: Axes) -> None:
@@ -88,8 +98,12 @@ def fronts(df: pd.DataFrame, title: str = "") -> Figure:
 
 
 @styled
-def gammas(df: pd.DataFrame, columns: Sequence[str] = ("gamma", "gamma_centred"), title: str = "") -> Figure:
-    """Relative reconstruction bias (Eq. 10) against L0, and the same about the mean; the band is 0.98 to 1.02."""
+def gammas(
+    df: pd.DataFrame, columns: Sequence[str] = ("gamma", "gamma_centred"), title: str = ""
+) -> Figure:
+    """Relative reconstruction bias (Eq. 10) against L0, and the same about the mean; the band is
+    0.98 to 1.02.
+    """
     figure, panels = plt.subplots(1, len(columns), figsize=(6.8, 3.6), squeeze=False)
     for axes, column in zip(panels[0], columns, strict=True):
         axes.axhspan(0.98, 1.02, color=GREY, alpha=0.18, lw=0)
@@ -97,16 +111,28 @@ def gammas(df: pd.DataFrame, columns: Sequence[str] = ("gamma", "gamma_centred")
             draw(axes, df, column)
             axes.set_xscale("log")
             plain_log(axes.xaxis)
-        axes.set(xlabel=L0, title={"gamma": "gamma", "gamma_centred": "gamma about the mean"}[column])
-    finish(figure, panels[0, 0], df, L0, "relative reconstruction bias", " ".join([title, "gamma"]).strip())
+        axes.set(
+            xlabel=L0, title={"gamma": "gamma", "gamma_centred": "gamma about the mean"}[column]
+        )
+    finish(
+        figure,
+        panels[0, 0],
+        df,
+        L0,
+        "relative reconstruction bias",
+        " ".join([title, "gamma"]).strip(),
+    )
     legend(figure, panels[0, 0])
     return figure
 
 
 @styled
-def forest(table: pd.DataFrame, df: pd.DataFrame, xlabel: str, null: float = 1.0, band: float = 1.05) -> Figure:
-    """Ratios with intervals, a row each: `series, estimate, low, high` (text) and `t_low, t_high` (seeds), log axis; as
-    `gsae.experiments.tables.against` makes them from the runs of `df`, the reference's among them.
+def forest(
+    table: pd.DataFrame, df: pd.DataFrame, xlabel: str, null: float = 1.0, band: float = 1.05
+) -> Figure:
+    """Ratios with intervals, a row each: `series, estimate, low, high` (text) and `t_low, t_high`
+    (seeds), log axis; as `gsae.experiments.tables.against` makes them from the runs of `df`, the
+    reference's among them.
     """
     figure, axes = plt.subplots(figsize=(6.4, 1.1 + 0.42 * max(2, len(table))))
     axes.axvspan(null / band, null * band, color=GREY, alpha=0.18, lw=0)
@@ -123,7 +149,12 @@ def forest(table: pd.DataFrame, df: pd.DataFrame, xlabel: str, null: float = 1.0
     short = np.ptp(np.log(axes.get_xlim())) < np.log(4)
     plain_log(axes.xaxis, (1, 1.1, 1.2, 1.5, 2, 3, 5, 7) if short else (1, 2, 5))
     axes.set(xlabel=xlabel, ylim=(len(table) - 0.5, -0.5))
-    figure.supxlabel(caption(df[df["series"].isin([*table["series"], "gated"])]), fontsize=7.5, x=0.99, ha="right")
+    figure.supxlabel(
+        caption(df[df["series"].isin([*table["series"], "gated"])]),
+        fontsize=7.5,
+        x=0.99,
+        ha="right",
+    )
     finite = np.isfinite(table["estimate"])
     numbers = [f"\n{r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in table.itertuples()]
     axes.set_yticks(range(len(table)), table["series"] + np.where(finite, numbers, ""), fontsize=8)
@@ -132,7 +163,9 @@ def forest(table: pd.DataFrame, df: pd.DataFrame, xlabel: str, null: float = 1.0
 
 @styled
 def pursuits(df: pd.DataFrame) -> Figure:
-    """Fig. 10: loss recovered with at most `s` latents found by pursuit, against the L0 of the training run."""
+    """Fig. 10: loss recovered with at most `s` latents found by pursuit, against the L0 of the
+    training run.
+    """
     sizes = sorted(set(df["s"]) - {0})
     figure, panels = plt.subplots(1, len(sizes), figsize=(7.0, 3.4), sharex=True)
     for axes, s in zip(panels, sizes, strict=True):
@@ -150,7 +183,9 @@ def pursuits(df: pd.DataFrame) -> Figure:
 
 @styled
 def encoder_gap(df: pd.DataFrame, title: str = "") -> Figure:
-    """Fig. 11: fronts of encoders beside pursuit on each arm's best dictionary at each size (dashed), a line a seed."""
+    """Fig. 11: fronts of encoders beside pursuit on each arm's best dictionary at each size
+    (dashed), a line a seed.
+    """
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     rows = done(df)
     draw(axes, rows[rows["s"] == 0], "loss_recovered", lambda v: 1 - v)
@@ -171,20 +206,31 @@ def encoder_gap(df: pd.DataFrame, title: str = "") -> Figure:
 
 @styled
 def known(df: pd.DataFrame, title: str = "") -> Figure:
-    """The known dictionary: slope of estimated on true magnitude, and cosine to the true directions, against the L0 of
-    the SAE over that of the data; a column for each noise, a line through the lambdas for each L0 of the data.
+    """The known dictionary: slope of estimated on true magnitude, and cosine to the true
+    directions, against the L0 of the SAE over that of the data; a column for each noise, a line
+    through the lambdas for each L0 of the data.
     """
     noises = sorted(df["noise"].unique()) if len(df) else [0.0]
-    figure, panels = plt.subplots(2, len(noises), figsize=(7.0, 4.6), sharex=True, sharey="row", squeeze=False)
+    figure, panels = plt.subplots(
+        2, len(noises), figsize=(7.0, 4.6), sharex=True, sharey="row", squeeze=False
+    )
     for column, noise in zip(panels.T, noises, strict=True):
         for axes, y in zip(column, ("slope", "cosine"), strict=True):
             axes.axhline(1, color=GREY, lw=0.9, ls="--")
-            for (arch, l0), rows in df[df["noise"] == noise].groupby(["arch", "data_l0"]) if len(df) else ():
+            for (arch, l0), rows in (
+                df[df["noise"] == noise].groupby(["arch", "data_l0"]) if len(df) else ()
+            ):
                 colour, marker, _ = STYLES[{"baseline": "baseline, same width"}.get(arch, arch)]
                 line = "-" if l0 == df["data_l0"].min() else ":"
                 axes.plot(rows["l0"] / l0, rows[y], marker, color=colour, alpha=0.4, ms=3)
                 mean = rows.groupby("lam")[["l0", y]].mean()
-                axes.plot(mean["l0"] / l0, mean[y], line, color=colour, label=f"{arch}, {l0:g} of the data on")
+                axes.plot(
+                    mean["l0"] / l0,
+                    mean[y],
+                    line,
+                    color=colour,
+                    label=f"{arch}, {l0:g} of the data on",
+                )
             axes.set_xscale("log")
             plain_log(axes.xaxis)
         column[0].set_title(f"noise {noise:g}", fontsize=9)
@@ -193,10 +239,14 @@ def known(df: pd.DataFrame, title: str = "") -> Figure:
     if handles := panels[0, 0].get_legend_handles_labels()[0]:
         figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     else:
-        panels[0, 0].text(0.5, 0.5, "no result on record", transform=panels[0, 0].transAxes, ha="center")
+        panels[0, 0].text(
+            0.5, 0.5, "no result on record", transform=panels[0, 0].transAxes, ha="center"
+        )
     below = ""
     if len(df):
-        tokens, width = (" and ".join(f"{v:,}" for v in sorted(df[c].unique())) for c in ("tokens", "M"))
+        tokens, width = (
+            " and ".join(f"{v:,}" for v in sorted(df[c].unique())) for c in ("tokens", "M")
+        )
         seeds = df["seed"].nunique()
         about = f"scale {df['scale'].iloc[0]}, {seeds} seed{'s' * (seeds != 1)}"
         below = f"\n{about}, {tokens} tokens a dictionary, M = {width}"

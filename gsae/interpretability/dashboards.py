@@ -1,6 +1,7 @@
 """Collected latents as HTML: a fragment a latent, and a self-contained page of many.
 
-Corpus text is never trusted: it is escaped here, in one place, and characters that cannot be seen are named.
+Corpus text is never trusted: it is escaped here, in one place, and characters that cannot be seen
+are named.
 """
 
 import base64
@@ -24,7 +25,8 @@ SPACES = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
 def visible(text: str) -> str:
     """Text with a visible sign for every character that has no shape of its own, escaped for HTML.
 
-    Controls, bidirectional marks, zero-width and unassigned characters become "⟨U+200F⟩"; line ends get a "↵".
+    Controls, bidirectional marks, zero-width and unassigned characters become "⟨U+200F⟩"; line ends
+    get a "↵".
     """
     shown = []
     for c in text:
@@ -36,8 +38,8 @@ def visible(text: str) -> str:
 def shade(act: float | int, latent: dict, blind: bool) -> float:
     """How dark a token is, 0 to 1: its activation over the latent's maximum.
 
-    Blind, its rank among the latent's activations above 0, in `STEPS` steps: a gate leaves a gap above 0, and shares of
-    the maximum would show it.
+    Blind, its rank among the latent's activations above 0, in `STEPS` steps: a gate leaves a gap
+    above 0, and shares of the maximum would show it.
     """
     if not blind:
         return min(act / latent["max"], 1)
@@ -47,7 +49,9 @@ def shade(act: float | int, latent: dict, blind: bool) -> float:
 
 
 def snippet(example: dict, latent: dict, blind: bool) -> str:
-    """One example as text, tokens shaded by their activation, the example's own token in a `<mark>`."""
+    """One example as text, tokens shaded by their activation, the example's own token in a
+    `<mark>`.
+    """
     parts = []
     for i, (token, act) in enumerate(zip(example["tokens"], example["acts"], strict=True)):
         text = visible(token)
@@ -66,13 +70,17 @@ def examples(title: str, rows: list[dict], latent: dict, blind: bool) -> str:
     items = []
     for e in rows:
         value = f"{e['acts'][e['at']]:.3g}"
-        told = "" if blind else f'<span class="value" aria-label="activation {value}">{value}</span>'
+        told = (
+            "" if blind else f'<span class="value" aria-label="activation {value}">{value}</span>'
+        )
         items.append(f"<li>{told}{snippet(e, latent, blind)}</li>")
     return f"<h4>{escape(title)}</h4><ol>{''.join(items)}</ol>"
 
 
 def logits(title: str, rows: list) -> str:
-    cells = "".join(f"<tr><td><code>{visible(t)}</code></td><td>{v:+.2f}</td></tr>" for t, v in rows)
+    cells = "".join(
+        f"<tr><td><code>{visible(t)}</code></td><td>{v:+.2f}</td></tr>" for t, v in rows
+    )
     return f"<table><caption>{title}</caption><tbody>{cells}</tbody></table>"
 
 
@@ -83,14 +91,21 @@ def histogram(hist: dict) -> str:
         return ""
     highest, step = max(counts), 240 / len(counts)
     bars = "".join(
-        f'<rect x="{i * step:.1f}" y="{48 - 48 * math.sqrt(c / highest):.1f}" width="{0.9 * step:.1f}" '
+        f'<rect x="{i * step:.1f}" y="{48 - 48 * math.sqrt(c / highest):.1f}" '
+        f'width="{0.9 * step:.1f}" '
         f'height="{48 * math.sqrt(c / highest):.1f}"/>'
         for i, c in enumerate(counts)
         if c
     )
     label = f"Histogram of {sum(counts):,} activations above 0"
-    note = f"Activations above 0, from 0 to {len(counts) * width:.3g}; heights are square roots of counts"
-    svg = f'<svg viewBox="0 0 240 49" preserveAspectRatio="none" role="img" aria-label="{label}">{bars}</svg>'
+    note = (
+        f"Activations above 0, from 0 to {len(counts) * width:.3g}; heights are square roots "
+        "of counts"
+    )
+    svg = (
+        '<svg viewBox="0 0 240 49" preserveAspectRatio="none" role="img" '
+        f'aria-label="{label}">{bars}</svg>'
+    )
     return f'<figure class="hist">{svg}<figcaption>{note}</figcaption></figure>'
 
 
@@ -100,16 +115,24 @@ def facts(latent: dict) -> str:
     parts = [f"<p>Most similar latents (cosine of decoder directions): {near}</p>"] if near else []
     if neurons := latent.get("neurons"):
         listed = ", ".join(f"{i} ({share:.0%})" for i, share in neurons)
-        parts.append(f"<p>Neurons with the largest share of the direction's squared norm: {listed}</p>")
+        parts.append(
+            f"<p>Neurons with the largest share of the direction's squared norm: {listed}</p>"
+        )
     if aligned := latent.get("aligned"):
         listed = ", ".join(f"{i} ({cos:.2f})" for i, cos in aligned)
-        parts.append(f"<p>Neurons of this layer that write most nearly along it (cosine, of either sign): {listed}</p>")
+        parts.append(
+            "<p>Neurons of this layer that write most nearly along it (cosine, of either sign): "
+            f"{listed}</p>"
+        )
     return "".join(parts)
 
 
 def groups(latent: dict) -> list[tuple[str, list[dict]]]:
     """Titled lists of examples: the strongest, then some of each quarter of the latent's peaks."""
-    quarters = [(f"Quantiles {low:.0%} to {high:.0%} of its peaks", rows) for low, high, rows in quantiles(latent)]
+    quarters = [
+        (f"Quantiles {low:.0%} to {high:.0%} of its peaks", rows)
+        for low, high, rows in quantiles(latent)
+    ]
     return [("Strongest examples", latent["top"]), *quarters]
 
 
@@ -119,14 +142,16 @@ def density(latent: dict, blind: bool) -> str:
 
 
 def fragment(latent: dict, blind: bool = False, style: bool = True) -> str:
-    """One latent as HTML, for a notebook's output or inside another page; inherits the text colour around it.
+    """One latent as HTML, for a notebook's output or inside another page; inherits the text colour
+    around it.
 
     Args:
         latent: one entry of `collect(...)["latents"]`.
-        blind: leave out whatever could tell the architecture, site or layer (D15): indices, similar latents (their
-            numbers give the dictionary's size), neurons, the histogram and every value of an activation (a gate leaves
-            a gap above 0). Left in, since the paper's raters saw them too and no rating is possible without: the
-            examples, shaded by rank among the latent's activations, the density to one digit, and the logits.
+        blind: leave out whatever could tell the architecture, site or layer (D15): indices, similar
+            latents (their numbers give the dictionary's size), neurons, the histogram and every
+            value of an activation (a gate leaves a gap above 0). Left in, since the paper's raters
+            saw them too and no rating is possible without: the examples, shaded by rank among the
+                latent's activations, the density to one digit, and the logits.
         style: include the style sheet; False where the page already holds `css()`.
     """
     number = "" if blind else f"<h3>Latent {latent['latent']}</h3>"
@@ -152,20 +177,34 @@ def css() -> str:
 
 
 def page(data: dict, title: str = "Latents") -> str:
-    """Collected data as one self-contained HTML page: nothing is requested from anywhere, keys move between latents."""
+    """Collected data as one self-contained HTML page: nothing is requested from anywhere, keys move
+    between latents.
+    """
     rows = [
-        {"latent": v["latent"], "density": v["density"], "max": v["max"], "html": fragment(v, style=False)}
+        {
+            "latent": v["latent"],
+            "density": v["density"],
+            "max": v["max"],
+            "html": fragment(v, style=False),
+        }
         for v in data["latents"]
     ]
     # "<" never appears in the script element that holds the data, so that no text can end it.
     held = (
-        json.dumps(rows, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        json.dumps(rows, separators=(",", ":"))
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
     )
     template, script = _resource("dashboard.html"), _resource("dashboard.js")
-    # The one script that may run is ours, by its hash: text that got through the escaping still could not.
+    # The one script that may run is ours, by its hash: text that got through the escaping still
+    # could not.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     p = data["provenance"]
-    source = f"{p['lm']}, {p['site']}, layer {p['layer']}, run {p['run'] or 'unnamed'}, {p['tokens']:,} tokens read"
+    source = (
+        f"{p['lm']}, {p['site']}, layer {p['layer']}, run {p['run'] or 'unnamed'}, "
+        f"{p['tokens']:,} tokens read"
+    )
     parts = {
         "TITLE": visible(title),
         "SOURCE": visible(source),

@@ -1,4 +1,6 @@
-"""One pass over text for many latents: their examples, densities and histograms. Memory does not grow with the text."""
+"""One pass over text for many latents: their examples, densities and histograms. Memory does not
+grow with the text.
+"""
 
 from collections.abc import Callable
 
@@ -19,8 +21,12 @@ class Best:
         self.where = torch.zeros(K, size, 2, dtype=torch.long)  # block, position in f
         self.acts = torch.zeros(K, size, width)
 
-    def offer(self, key: Float[Tensor, "K C"], where: Int[Tensor, "K C 2"], windows: Tensor, first: int) -> None:
-        """Candidates: their keys, their (block of this batch, position), and `windows[k, block, position]`."""
+    def offer(
+        self, key: Float[Tensor, "K C"], where: Int[Tensor, "K C 2"], windows: Tensor, first: int
+    ) -> None:
+        """Candidates: their keys, their (block of this batch, position), and `windows[k, block,
+        position]`.
+        """
         size = self.key.shape[1]
         key, best = key.topk(min(size, key.shape[1]))
         where = where.gather(1, best[..., None].expand(-1, -1, 2))
@@ -34,10 +40,15 @@ class Best:
 
 
 class Histogram:
-    """Counts of the activations above 0 in equal bins from 0, whose width doubles when an activation is beyond."""
+    """Counts of the activations above 0 in equal bins from 0, whose width doubles when an
+    activation is beyond.
+    """
 
     def __init__(self, K: int):
-        self.width, self.counts = torch.zeros(K, dtype=torch.float64), torch.zeros(K, BINS, dtype=torch.long)
+        self.width, self.counts = (
+            torch.zeros(K, dtype=torch.float64),
+            torch.zeros(K, BINS, dtype=torch.long),
+        )
 
     def add(self, f: Float[Tensor, "K C"]) -> None:
         highest = f.amax(1).double() * 1.0001  # strictly inside the last bin
@@ -48,7 +59,9 @@ class Histogram:
             self.width[wide] *= 2
         k, c = f.nonzero(as_tuple=True)
         bins = (f[k, c].double() / self.width[k]).long().clamp(max=BINS - 1)
-        self.counts += torch.bincount(k * BINS + bins, minlength=self.counts.numel()).view_as(self.counts)
+        self.counts += torch.bincount(k * BINS + bins, minlength=self.counts.numel()).view_as(
+            self.counts
+        )
 
 
 @torch.no_grad()
@@ -65,19 +78,23 @@ def scan(
     batch: int = 16,
     seed: int = 0,
 ) -> tuple[list[dict], list[dict]]:
-    """Examples, density and histogram of K latents, and windows of the text drawn without looking at any latent.
+    """Examples, density and histogram of K latents, and windows of the text drawn without looking
+    at any latent.
 
     Args:
         blocks: token blocks. Position 0 is left out of everything, as in training.
         read: `(B, T) tokens -> (B, T - 1, K)` activations from position 1 on, at least 0.
         top: strongest examples kept, one a block.
-        sample: random examples kept of the latent's peaks: tokens where it is on and highest in the window around.
+        sample: random examples kept of the latent's peaks: tokens where it is on and highest in the
+            window around.
         background: windows of the text in all.
         before, after: tokens shown on each side of an example's own.
 
     Returns:
-        A dict a latent: `density, max, histogram, top, sample` (by falling activation, `q` their quantile) and
-        `background`, the numbers of the windows where it is on `at` the window's token or `near` it. Then the windows.
+        A dict a latent: `density, max, histogram, top, sample` (by falling activation, `q` their
+            quantile) and
+        `background`, the numbers of the windows where it is on `at` the window's token or `near`
+        it. Then the windows.
 
     Raises:
         ValueError: on activations below 0 or not finite.
@@ -90,7 +107,9 @@ def scan(
     for first in tqdm(range(0, N, batch), desc="collect examples", unit="batch", disable=None):
         f = read(blocks[first : first + batch]).permute(2, 0, 1).float().cpu()  # (K, B, T - 1)
         if not f.min() >= 0:
-            raise ValueError(f"activations of latents must be finite and at least 0, got {float(f.min())}")
+            raise ValueError(
+                f"activations of latents must be finite and at least 0, got {float(f.min())}"
+            )
         K, B, _ = f.shape
         if best is None:
             width = before + 1 + after
@@ -114,13 +133,18 @@ def scan(
     pieces = Pieces(tokenizer)
 
     def window(block: int, position: int) -> dict:
-        start, stop = max(1, position + 1 - before), min(T, position + 2 + after)  # block positions; 0 is left out
+        start, stop = (
+            max(1, position + 1 - before),
+            min(T, position + 2 + after),
+        )  # block positions; 0 is left out
         tokens = [pieces[int(i)] for i in blocks[block, start:stop]]
         return {"block": block, "pos": position + 1, "at": position + 1 - start, "tokens": tokens}
 
     def examples(kept: Best, k: int) -> list[dict]:
         found = []
-        for (block, position), acts in zip(kept.where[k][kept.key[k] >= 0].tolist(), kept.acts[k], strict=False):
+        for (block, position), acts in zip(
+            kept.where[k][kept.key[k] >= 0].tolist(), kept.acts[k], strict=False
+        ):
             shown = window(block, position)
             skip = before - shown["at"]
             shown["acts"] = [plain(a) for a in acts[skip : skip + len(shown["tokens"])].tolist()]
@@ -136,14 +160,19 @@ def scan(
         for i, row in enumerate(rows):
             row["q"] = round(1 - i / max(len(rows) - 1, 1), 3)
         tops = examples(best, k)
-        latents.append({
-            "density": plain(sum(counts) / (N * (T - 1)), 6),
-            "max": tops[0]["acts"][tops[0]["at"]] if tops else 0,
-            "histogram": {"width": plain(float(hist.width[k]), 6), "counts": counts},
-            "top": tops,
-            "sample": rows,
-            "background": {"at": at[k].nonzero()[:, 0].tolist(), "near": near[k].nonzero()[:, 0].tolist()},
-        })  # fmt: skip
+        latents.append(
+            {
+                "density": plain(sum(counts) / (N * (T - 1)), 6),
+                "max": tops[0]["acts"][tops[0]["at"]] if tops else 0,
+                "histogram": {"width": plain(float(hist.width[k]), 6), "counts": counts},
+                "top": tops,
+                "sample": rows,
+                "background": {
+                    "at": at[k].nonzero()[:, 0].tolist(),
+                    "near": near[k].nonzero()[:, 0].tolist(),
+                },
+            }
+        )
     return latents, [window(*place) for place in drawn.tolist()]
 
 

@@ -8,18 +8,27 @@ from gsae.system import files
 SCHEMA = 1
 
 
-QUANTILES = ((0.75, 1.0), (0.5, 0.75), (0.25, 0.5), (0.0, 0.25))  # of a latent's peaks, strongest first
+QUANTILES = (
+    (0.75, 1.0),
+    (0.5, 0.75),
+    (0.25, 0.5),
+    (0.0, 0.25),
+)  # of a latent's peaks, strongest first
 
 
 PROVENANCE = {"run": str, "lm": str, "site": str, "layer": int, "tokens": int, "corpus": str}
 
 
 class DataError(RuntimeError):
-    """A file of collected latents that cannot be read or contradicts itself; names the file and the entry."""
+    """A file of collected latents that cannot be read or contradicts itself; names the file and the
+    entry.
+    """
 
 
 def quantiles(latent: dict, each: int = 3) -> list[tuple[float, float, list[dict]]]:
-    """`(low, high, examples)`: up to `each` examples, evenly spaced, from each quarter of a latent's peaks."""
+    """`(low, high, examples)`: up to `each` examples, evenly spaced, from each quarter of a
+    latent's peaks.
+    """
     found = []
     for low, high in QUANTILES:
         rows = [e for e in latent["sample"] if low <= e["q"] < high or e["q"] == high == 1]
@@ -53,11 +62,22 @@ def validate(data: dict) -> list[str]:
                 problems.append(f"{name}: density {latent['density']} is not that of its histogram")
             for e in [*latent["top"], *latent["sample"]]:
                 acts = e["acts"]
-                if len(acts) != len(e["tokens"]) or acts[e["at"]] != max(acts) or not 0 <= min(acts):
-                    problems.append(f"{name}: the example at block {e['block']}, position {e['pos']} is damaged")
+                if (
+                    len(acts) != len(e["tokens"])
+                    or acts[e["at"]] != max(acts)
+                    or not 0 <= min(acts)
+                ):
+                    problems.append(
+                        f"{name}: the example at block {e['block']}, position {e['pos']} is damaged"
+                    )
                 if not all(isinstance(t, str) for t in e["tokens"]) or max(acts) > latent["max"]:
-                    problems.append(f"{name}: an example holds no text, or more than the maximum {latent['max']}")
-            if not latent["logits"].keys() >= {"raised", "lowered"} or not isinstance(latent["latent"], int):
+                    problems.append(
+                        f"{name}: an example holds no text, or more than the maximum "
+                        f"{latent['max']}"
+                    )
+            if not latent["logits"].keys() >= {"raised", "lowered"} or not isinstance(
+                latent["latent"], int
+            ):
                 problems.append(f"{name}: its logits or its number are not there")
         except (KeyError, TypeError, IndexError, ValueError) as error:
             problems.append(f"{name}: {type(error).__name__} {error}")
@@ -65,12 +85,16 @@ def validate(data: dict) -> list[str]:
 
 
 def save(data: dict, path: str | Path) -> Path:
-    """Write collected data as json, whole or not at all. Raises DataError if it contradicts itself."""
+    """Write collected data as json, whole or not at all. Raises DataError if it contradicts
+    itself.
+    """
     path = Path(path)
     if problems := validate(data):
         raise DataError(f"not written to {path}: {'; '.join(problems[:5])}")
     with files.replacing(path) as temporary:
-        temporary.write_text(json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n", "ascii")
+        temporary.write_text(
+            json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n", "ascii"
+        )
     return path
 
 
@@ -81,5 +105,7 @@ def load(path: str | Path) -> dict:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     if problems := validate(data):
-        raise DataError(f"{path}: {'; '.join(problems[:5])}. Restore it with git, or collect it again")
+        raise DataError(
+            f"{path}: {'; '.join(problems[:5])}. Restore it with git, or collect it again"
+        )
     return data

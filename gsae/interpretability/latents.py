@@ -15,10 +15,21 @@ from gsae.lm.models import LM
 
 @torch.no_grad()
 def collect(
-    sae, lm: LM, blocks: Int[Tensor, "N T"], site: str, layer: int, latents: Sequence[int], *,
-    scale: float | None = None, run: str = "", facts: int = 10, about: dict | None = None, **options,
-) -> dict:  # fmt: skip
-    """All that a dashboard shows of some latents: `{"schema", "provenance", "latents", "background"}`, json-able.
+    sae,
+    lm: LM,
+    blocks: Int[Tensor, "N T"],
+    site: str,
+    layer: int,
+    latents: Sequence[int],
+    *,
+    scale: float | None = None,
+    run: str = "",
+    facts: int = 10,
+    about: dict | None = None,
+    **options,
+) -> dict:
+    """All that a dashboard shows of some latents: `{"schema", "provenance", "latents",
+    "background"}`, json-able.
 
     Args:
         sae: anything with `encode: (..., n) -> (..., M)`, at least 0, and `W_dec: (M, n)`.
@@ -31,20 +42,30 @@ def collect(
         options: of `scan`.
 
     Raises:
-        ValueError: without a scale, on latents the SAE does not have, on a site or layer that does not fit it.
+        ValueError: without a scale, on latents the SAE does not have, on a site or layer that does
+            not fit it.
     """
     M, n = sae.W_dec.shape
     if scale is None and (scale := getattr(sae, "about", {}).get("scale")) is None:
-        raise ValueError("the SAE does not say how its inputs were scaled: pass scale (1.0 for raw activations)")
+        raise ValueError(
+            "the SAE does not say how its inputs were scaled: pass scale (1.0 for raw activations)"
+        )
     if not latents or len(set(latents)) < len(latents) or not 0 <= min(latents) <= max(latents) < M:
-        raise ValueError(f"latents must be different numbers from 0 to {M - 1}, at least one; got {list(latents)[:9]}")
+        raise ValueError(
+            f"latents must be different numbers from 0 to {M - 1}, at least one; got "
+            f"{list(latents)[:9]}"
+        )
     if n != lm.d(site):
-        raise ValueError(f"the SAE reads activations of width {n}, {site} of {lm.name} has width {lm.d(site)}")
+        raise ValueError(
+            f"the SAE reads activations of width {n}, {site} of {lm.name} has width {lm.d(site)}"
+        )
     chosen, key, fired = torch.tensor(latents, device=sae.W_dec.device), (site, layer), 0
 
     def read(part: Tensor) -> Tensor:
         nonlocal fired
-        f = sae.encode(lm.activations(part, [key])[key][:, 1:].to(chosen.device, torch.float32) * scale)
+        f = sae.encode(
+            lm.activations(part, [key])[key][:, 1:].to(chosen.device, torch.float32) * scale
+        )
         fired += int((f > 0).sum())
         return f[..., chosen]
 
@@ -60,19 +81,32 @@ def collect(
             if site == "mlp_neurons":
                 found[k]["neurons"] = largest(W[latents[k]].square(), facts // 2)
             if neurons is not None:
-                found[k]["aligned"] = largest((neurons @ W[latents[k]].to(neurons.device)).abs(), facts // 2)
+                found[k]["aligned"] = largest(
+                    (neurons @ W[latents[k]].to(neurons.device)).abs(), facts // 2
+                )
     tokens = corpus.as_blocks(blocks.cpu().flatten().numpy(), blocks.shape[1])
     count = blocks.shape[0] * (blocks.shape[1] - 1)
     provenance = {
-        "run": run, "lm": lm.name, "site": site, "layer": layer, "n": n, "M": M, "scale": float(scale),
-        "l0": round(fired / count, 2), "tokens": count, "context": blocks.shape[1],
-        "corpus": corpus.token_hash(tokens), **(about or {}),
-    }  # fmt: skip
+        "run": run,
+        "lm": lm.name,
+        "site": site,
+        "layer": layer,
+        "n": n,
+        "M": M,
+        "scale": float(scale),
+        "l0": round(fired / count, 2),
+        "tokens": count,
+        "context": blocks.shape[1],
+        "corpus": corpus.token_hash(tokens),
+        **(about or {}),
+    }
     return {"schema": SCHEMA, "provenance": provenance, "latents": found, "background": windows}
 
 
 def outputs(lm: LM, site: str, layer: int) -> Float[Tensor, "d_mlp n"] | None:
-    """What each neuron of the layer writes, as unit vectors, at the sites that it writes to; else None."""
+    """What each neuron of the layer writes, as unit vectors, at the sites that it writes to; else
+    None.
+    """
     if site not in ("mlp_out", "resid_post"):
         return None
     return F.normalize(lm.bridge.blocks[layer].mlp.W_out.detach().float(), dim=1)
@@ -81,11 +115,19 @@ def outputs(lm: LM, site: str, layer: int) -> Float[Tensor, "d_mlp n"] | None:
 def largest(values: Float[Tensor, " M"], count: int) -> list[list]:
     """The largest entries as `[index, value]`."""
     top = values.topk(min(count, len(values)))
-    return [[i, round(v, 3)] for i, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    return [
+        [i, round(v, 3)] for i, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
 
 
 def ends(logits: Float[Tensor, " V"], pieces: Pieces, count: int) -> dict[str, list]:
     """The tokens whose logits a direction raises and lowers most, `[text, logit]`."""
     count = min(count, len(logits))
-    ids = {"raised": logits.topk(count).indices, "lowered": logits.topk(count, largest=False).indices}
-    return {name: [[pieces[i], round(float(logits[i]), 2)] for i in order.tolist()] for name, order in ids.items()}
+    ids = {
+        "raised": logits.topk(count).indices,
+        "lowered": logits.topk(count, largest=False).indices,
+    }
+    return {
+        name: [[pieces[i], round(float(logits[i]), 2)] for i in order.tolist()]
+        for name, order in ids.items()
+    }

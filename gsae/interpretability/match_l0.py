@@ -1,4 +1,6 @@
-"""`gsae study pairs --train`: what a place lacks is trained, at lambdas interpolated from those on record. No torch."""
+"""`gsae study pairs --train`: what a place lacks is trained, at lambdas interpolated from those on
+record. No torch.
+"""
 
 import sys
 from collections import Counter
@@ -12,12 +14,15 @@ from gsae.interpretability import matched_pairs
 
 REACH = 2.5  # how far beyond the lambdas trained the next one may be, as a factor
 ATTEMPTS = 4  # how often an arm of a place is trained
-HOME = "study"  # the experiment that the runs found are stored under: `settings.STUDY_LAMBDAS` is to name them
+# the experiment that the runs found are stored under: `settings.STUDY_LAMBDAS` is to name them
+HOME = "study"
 
 
 @dataclass(frozen=True)
 class Step:
-    """An SAE to train: as `like`, one of its arm and place, but for lambda, which should give it an L0."""
+    """An SAE to train: as `like`, one of its arm and place, but for lambda, which should give it an
+    L0.
+    """
 
     like: matched_pairs.SAE
     lam: float
@@ -28,7 +33,11 @@ class Step:
 
 
 def after(
-    here: Sequence[matched_pairs.SAE], arms: Sequence[str], target: float, tolerance: float, done: Counter
+    here: Sequence[matched_pairs.SAE],
+    arms: Sequence[str],
+    target: float,
+    tolerance: float,
+    done: Counter,
 ) -> tuple[list[Step], str]:
     """What to train next at a place without matched SAEs; or nothing, and why not.
 
@@ -46,10 +55,17 @@ def after(
         if done[arm] >= ATTEMPTS:
             return [], f"Given up: {arm} was trained {ATTEMPTS} times"
         if lam != lam:
-            return [], (f"Not trained: from the {arm} SAEs on record no lambda for L0 {l0:.1f} can be told: it takes "
-                        f"two, L0 falling as lambda rises, and at most a factor of {REACH:g} beyond them")  # fmt: skip
+            return [], (
+                f"Not trained: from the {arm} SAEs on record no lambda for L0 {l0:.1f} can be "
+                "told: it takes "
+                f"two, L0 falling as lambda rises, and at most a factor of {REACH:g} beyond them"
+            )
         if same:
-            return [], f"Given up: {arm} at lambda {lam:g} is on record with L0 {same.l0:.1f}, not {l0:.1f}"
+            return (
+                [],
+                f"Given up: {arm} at lambda {lam:g} is on record with L0 {same.l0:.1f}, not "
+                f"{l0:.1f}",
+            )
         steps.append(Step(own[0], lam, l0))
     return steps, ""
 
@@ -62,12 +78,15 @@ def complete(
     tolerance: float = matched_pairs.TOLERANCE,
     tell: Callable[[str], None] = print,
 ) -> tuple[dict[matched_pairs.Cell, list[matched_pairs.SAE]], list[str]]:
-    """`pairs.match`, once what it lacks is trained: each L0 that comes out refines the interpolation of the next.
+    """`pairs.match`, once what it lacks is trained: each L0 that comes out refines the
+    interpolation of the next.
 
-    What all places need next is trained together, since one pass of the language model serves them all.
+    What all places need next is trained together, since one pass of the language model serves them
+    all.
 
     Args:
-        read: the SAEs on record, asked again after each training: what is there is never trained again.
+        read: the SAEs on record, asked again after each training: what is there is never trained
+            again.
         train: trains steps, and puts their SAEs on record.
 
     Returns:
@@ -80,21 +99,29 @@ def complete(
     while True:
         saes = read()
         found, problems = matched_pairs.match(saes, arms, target, tolerance)
-        open_places = {c: groups[0] for c, groups in matched_pairs.places(saes, arms).items() if c not in found}
+        open_places = {
+            c: groups[0] for c, groups in matched_pairs.places(saes, arms).items() if c not in found
+        }
         made = {c: after(here, arms, target, tolerance, tried.setdefault(c, Counter()))
                 for c, here in open_places.items()}  # fmt: skip
         steps = [step for some, _ in made.values() for step in some]
         if not steps:
-            return found, [f"{said}. {why}" for said, (_, why) in zip(problems, made.values(), strict=True)]
+            return found, [
+                f"{said}. {why}" for said, (_, why) in zip(problems, made.values(), strict=True)
+            ]
         for step in steps:
             tell(f"{step}, for L0 {step.l0:.1f}: training")
             tried[step.like.cell][step.like.arm] += 1
         train(steps)
         on_record = {(s.cell, s.group, s.arm, s.lr, s.lam): s.l0 for s in read()}
         for step in steps:
-            l0 = on_record.get((step.like.cell, step.like.group, step.like.arm, step.like.lr, step.lam))
+            l0 = on_record.get(
+                (step.like.cell, step.like.group, step.like.arm, step.like.lr, step.lam)
+            )
             if l0 is None:
-                raise matched_pairs.StudyError(f"{step} is not on record after training: is GSAE_TRAIN set to never?")
+                raise matched_pairs.StudyError(
+                    f"{step} is not on record after training: is GSAE_TRAIN set to never?"
+                )
             tell(f"{step} has L0 {l0:.1f}")
 
 
@@ -106,7 +133,9 @@ def from_record(
     tolerance: float,
     force: bool = False,
 ) -> tuple[dict[matched_pairs.Cell, list[matched_pairs.SAE]], list[str]]:
-    """`complete` by `gsae.run`, at the places of some SAEs on record, from all runs on record there."""
+    """`complete` by `gsae.run`, at the places of some SAEs on record, from all runs on record
+    there.
+    """
     from gsae.experiments import runner  # loads torch
 
     wanted = {(s.cell, s.group) for s in among}

@@ -1,4 +1,6 @@
-"""Which SAEs are compared, and which of their latents are rated: matched in L0, drawn at random, blinded. No torch."""
+"""Which SAEs are compared, and which of their latents are rated: matched in L0, drawn at random,
+blinded. No torch.
+"""
 
 import hashlib
 import json
@@ -19,7 +21,11 @@ from gsae.interpretability import latent_files
 from gsae.interpretability.rating_files import SCHEMA
 
 ARMS = ("gated", "baseline")  # the last one is the reference
-TARGET, TOLERANCE, WINDOW = 50.0, 0.10, 1.5  # L0 aimed at; the arms' ratio at most 1.1; between 50 / 1.5 and 50 * 1.5
+TARGET, TOLERANCE, WINDOW = (
+    50.0,
+    0.10,
+    1.5,
+)  # L0 aimed at; the arms' ratio at most 1.1; between 50 / 1.5 and 50 * 1.5
 Cell = tuple[str, str, int]
 
 
@@ -29,7 +35,9 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class SAE:
-    """One arm at one place: what matching needs to know. `group`: only SAEs of equal groups may be compared."""
+    """One arm at one place: what matching needs to know. `group`: only SAEs of equal groups may be
+    compared.
+    """
 
     run: str
     arm: str
@@ -43,14 +51,16 @@ class SAE:
 
 
 def group_of(run: sweeps.Run) -> Hashable:
-    """Equal for runs that differ in architecture, lambda and learning rate alone, the baseline 1.5 times as wide."""
+    """Equal for runs that differ in architecture, lambda and learning rate alone, the baseline 1.5
+    times as wide.
+    """
     plain = run if run.arch == "baseline" else sweeps.wider(run)
     return replace(plain, lam=0.0, lr=1.0)
 
 
 def recorded(scale: str, names: Iterable[str] | None = None) -> list[SAE]:
-    """The SAEs on record at a scale, ablations left out; where experiments are named, theirs and those stored under
-    their names, as `--train` leaves them.
+    """The SAEs on record at a scale, ablations left out; where experiments are named, theirs and
+    those stored under their names, as `--train` leaves them.
     """
     root = run_files.root(scale)
     files = {file for name in names or ["*"] for file in root.glob(f"{name}/*.json")}
@@ -63,16 +73,26 @@ def recorded(scale: str, names: Iterable[str] | None = None) -> list[SAE]:
         record = run_files.read(file)
         run = sweeps.Run.of(record["run"])
         if run.switches in ({}, sweeps.Run().switches):
-            found.append(SAE(record["id"], run.arch, (run.lm, run.site, run.layer), record["metrics"]["l0"], run.lam,
-                             group_of(run), file=str(file), lr=run.lr))  # fmt: skip
+            found.append(
+                SAE(
+                    record["id"],
+                    run.arch,
+                    (run.lm, run.site, run.layer),
+                    record["metrics"]["l0"],
+                    run.lam,
+                    group_of(run),
+                    file=str(file),
+                    lr=run.lr,
+                )
+            )
     return found
 
 
 def lam_at(saes: Sequence[SAE], l0: float, reach: float = 1.0) -> float:
     """Lambda that gives an L0: log lambda linear in log L0 between neighbours.
 
-    Beyond the ends the line through the outermost and the next one by which L0 falls as lambda rises, by at most a
-    factor of `reach` in lambda; else NaN.
+    Beyond the ends the line through the outermost and the next one by which L0 falls as lambda
+    rises, by at most a factor of `reach` in lambda; else NaN.
     """
     points = sorted((math.log(s.l0), math.log(s.lam)) for s in saes if s.lam and s.l0 > 0)
     x = math.log(l0)
@@ -82,7 +102,9 @@ def lam_at(saes: Sequence[SAE], l0: float, reach: float = 1.0) -> float:
         return math.nan
     (x0, y0), *others = points if x < points[0][0] else points[::-1]
     slopes = ((y1 - y0) / (x1 - x0) for x1, y1 in others if x1 != x0)
-    beyond = (x - x0) * next((slope for slope in slopes if slope < 0), math.nan)  # a rising one is noise
+    beyond = (x - x0) * next(
+        (slope for slope in slopes if slope < 0), math.nan
+    )  # a rising one is noise
     return sweeps.rounded(math.exp(y0 + beyond)) if abs(beyond) <= math.log(reach) else math.nan
 
 
@@ -93,31 +115,40 @@ def place(cell: Cell) -> str:
 def places(saes: Iterable[SAE], arms: Sequence[str] = ARMS) -> dict[Cell, list[list[SAE]]]:
     """Place -> its SAEs of these arms, those of one group together; places in their order.
 
-    First the group that has most SAEs of the arm it has fewest of, then the largest. Of an arm's learning rates that of
-    most alone: L0 follows from lambda at one rate, and what was tried beside it is nobody's partner.
+    First the group that has most SAEs of the arm it has fewest of, then the largest. Of an arm's
+    learning rates that of most alone: L0 follows from lambda at one rate, and what was tried beside
+    it is nobody's partner.
     """
     found: dict[Cell, dict[Hashable, list[SAE]]] = {}
     for s in sorted((s for s in saes if s.arm in arms and s.l0 > 0), key=lambda s: s.cell):
         found.setdefault(s.cell, {}).setdefault(s.group, []).append(s)
 
     def usual(group: list[SAE]) -> list[SAE]:
-        rate = dict(pair for pair, _ in reversed(Counter((s.arm, s.lr) for s in group).most_common()))
+        rate = dict(
+            pair for pair, _ in reversed(Counter((s.arm, s.lr) for s in group).most_common())
+        )
         return [s for s in group if s.lr == rate[s.arm]]
 
     def size(group: list[SAE]) -> tuple[int, int]:
         return min(sum(s.arm == arm for s in group) for arm in arms), len(group)
 
-    return {cell: sorted(map(usual, groups.values()), key=size, reverse=True) for cell, groups in found.items()}
+    return {
+        cell: sorted(map(usual, groups.values()), key=size, reverse=True)
+        for cell, groups in found.items()
+    }
 
 
-def lacking(saes: Sequence[SAE], arms: Sequence[str], target: float, tolerance: float) -> tuple[float, list[str]]:
+def lacking(
+    saes: Sequence[SAE], arms: Sequence[str], target: float, tolerance: float
+) -> tuple[float, list[str]]:
     """The L0 that a place's SAEs should have, and the arms that have none there.
 
-    It is that of the first arm's SAE nearest to `target`, if that is near enough for its partners to be, too. Else
-    `target`: then all arms are named, the first one first, since the L0 that it gets is what the others need.
+    It is that of the first arm's SAE nearest to `target`, if that is near enough for its partners
+    to be, too. Else `target`: then all arms are named, the first one first, since the L0 that it
+    gets is what the others need.
     """
     of = {arm: [s for s in saes if s.arm == arm] for arm in arms}
-    far = lambda s, l0: abs(math.log(s.l0 / l0))  # noqa: E731
+    far = lambda s, l0: abs(math.log(s.l0 / l0))
     first = min(of[arms[0]], key=lambda s: far(s, target), default=None)
     if first is None or far(first, target) > math.log(WINDOW) - math.log(1 + tolerance) / 2:
         return target, list(arms)
@@ -126,30 +157,58 @@ def lacking(saes: Sequence[SAE], arms: Sequence[str], target: float, tolerance: 
     return first.l0, [arm for arm in arms[1:] if all(far(s, first.l0) > apart for s in of[arm])]
 
 
-def advice(cell: Cell, saes: Sequence[SAE], arms: Sequence[str], target: float, tolerance: float) -> str:
-    """Why a place has no matched SAEs, and what to train: the lambda interpolated from those there are."""
-    text = f"{place(cell)}: no {' and '.join(arms)} SAE within {tolerance:.0%} of one L0 near {target:g}. "
-    near = {arm: min((s for s in saes if s.arm == arm), key=lambda s: abs(math.log(s.l0 / target)), default=None)
-            for arm in arms}  # fmt: skip
-    text += "Nearest: " + ", ".join(f"{arm} {s.l0:.1f}" if s else f"no {arm} at all" for arm, s in near.items()) + ". "
+def advice(
+    cell: Cell, saes: Sequence[SAE], arms: Sequence[str], target: float, tolerance: float
+) -> str:
+    """Why a place has no matched SAEs, and what to train: the lambda interpolated from those there
+    are.
+    """
+    text = (
+        f"{place(cell)}: no {' and '.join(arms)} SAE within {tolerance:.0%} of one L0 near "
+        f"{target:g}. "
+    )
+    near = {
+        arm: min(
+            (s for s in saes if s.arm == arm),
+            key=lambda s: abs(math.log(s.l0 / target)),
+            default=None,
+        )
+        for arm in arms
+    }
+    text += (
+        "Nearest: "
+        + ", ".join(f"{arm} {s.l0:.1f}" if s else f"no {arm} at all" for arm, s in near.items())
+        + ". "
+    )
     wanted, without = lacking(saes, arms, target, tolerance)
     todo = []
     for arm in without:
         own = [s for s in saes if s.arm == arm]
         lam = lam_at(own, wanted)
         lams = sorted(s.lam for s in own if s.lam)
-        beyond = f"outside of the lambdas trained, {lams[0]:g} to {lams[-1]:g}" if lams else "no lambda is on record"
-        todo.append(f"{arm} at lambda {lam:g} (interpolated)" if lam == lam else f"{arm} ({beyond})")
+        beyond = (
+            f"outside of the lambdas trained, {lams[0]:g} to {lams[-1]:g}"
+            if lams
+            else "no lambda is on record"
+        )
+        todo.append(
+            f"{arm} at lambda {lam:g} (interpolated)" if lam == lam else f"{arm} ({beyond})"
+        )
     return text + f"For L0 {wanted:.1f}, train {' and '.join(todo)}"
 
 
 def match(
-    saes: Sequence[SAE], arms: Sequence[str] = ARMS, target: float = TARGET, tolerance: float = TOLERANCE
+    saes: Sequence[SAE],
+    arms: Sequence[str] = ARMS,
+    target: float = TARGET,
+    tolerance: float = TOLERANCE,
 ) -> tuple[dict[Cell, list[SAE]], list[str]]:
-    """At each place, one SAE of each arm: L0 within `tolerance` of each other and, of those, nearest to `target`.
+    """At each place, one SAE of each arm: L0 within `tolerance` of each other and, of those,
+    nearest to `target`.
 
     Returns:
-        place -> SAEs in the order of `arms`; and a sentence for each place that has none, with the missing lambda.
+        place -> SAEs in the order of `arms`; and a sentence for each place that has none, with the
+        missing lambda.
     """
     found, problems = {}, []
     for cell, groups in places(saes, arms).items():
@@ -159,7 +218,11 @@ def match(
             logs = [math.log(s.l0 / target) for s in chosen]
             return abs(sum(logs) / len(logs)), max(logs) - min(logs), [s.run for s in chosen]
 
-        near = [c for c in sets if distance(c)[0] <= math.log(WINDOW) and distance(c)[1] <= math.log(1 + tolerance)]
+        near = [
+            c
+            for c in sets
+            if distance(c)[0] <= math.log(WINDOW) and distance(c)[1] <= math.log(1 + tolerance)
+        ]
         if near:
             found[cell] = list(min(near, key=distance))
         else:
@@ -168,8 +231,8 @@ def match(
 
 
 def read(path: Path, records: dict[str, SAE] | None = None) -> SAE:
-    """One file of collected latents (`gsae.interpretability.latents`). Arm and L0 are its provenance's, else the run's
-    on record.
+    """One file of collected latents (`gsae.interpretability.latents`). Arm and L0 are its
+    provenance's, else the run's on record.
 
     Raises:
         DataError: a damaged file.
@@ -181,23 +244,43 @@ def read(path: Path, records: dict[str, SAE] | None = None) -> SAE:
     arm = origin.get("arm") or origin.get("arch") or (record and record.arm)
     l0 = origin.get("l0") or (record and record.l0)
     if not arm or not l0:
-        raise StudyError(f"{path}: its provenance does not say {'l0' if arm else 'arm'}, and its run {origin['run']!r} "
-                         'is not on record: collect it with about={"arm": …, "l0": …}')  # fmt: skip
+        raise StudyError(
+            f"{path}: its provenance does not say {'l0' if arm else 'arm'}, and its run "
+            f"{origin['run']!r} "
+            'is not on record: collect it with about={"arm": …, "l0": …}'
+        )
     cell = (origin["lm"], origin["site"], origin["layer"])
-    return SAE(origin["run"] or Path(path).stem, arm, cell, float(l0), origin.get("lam") or (record and record.lam),
-               record and record.group, tuple(held["latents"]), str(path))  # fmt: skip
+    return SAE(
+        origin["run"] or Path(path).stem,
+        arm,
+        cell,
+        float(l0),
+        origin.get("lam") or (record and record.lam),
+        record and record.group,
+        tuple(held["latents"]),
+        str(path),
+    )
 
 
 def collected(paths: Iterable[Path], records: Iterable[SAE] = ()) -> list[SAE]:
-    """The SAEs of files of collected latents; a folder stands for all such files in it. Raises StudyError."""
+    """The SAEs of files of collected latents; a folder stands for all such files in it. Raises
+    StudyError.
+    """
     files, known = [], {s.run: s for s in records}
     for path in map(Path, paths):
-        inside = sorted(p for p in path.glob("*.json") if '"latents"' in p.read_text(encoding="utf-8"))
+        inside = sorted(
+            p for p in path.glob("*.json") if '"latents"' in p.read_text(encoding="utf-8")
+        )
         if not path.is_file() and not inside:
-            raise StudyError(f"{path} has no file of collected latents: make some with gsae.interpretability.latents")
+            raise StudyError(
+                f"{path} has no file of collected latents: make some with "
+                "gsae.interpretability.latents"
+            )
         files += [path] if path.is_file() else inside
     saes = [read(file, known) for file in files]
-    own = {s.cell for s in saes if s.group is None}  # SAEs of one's own: whoever gives the files says what is compared
+    own = {
+        s.cell for s in saes if s.group is None
+    }  # SAEs of one's own: whoever gives the files says what is compared
     return [replace(s, group=None) if s.cell in own else s for s in saes]
 
 
@@ -209,10 +292,12 @@ def draw(
     Args:
         pairs: pairs of each place on each page, rated on that page alone.
         pages: one for each group of raters; the paper's raters each had their own latents.
-        shared: further pairs of each place, the same on every page: they give the agreement between raters.
+        shared: further pairs of each place, the same on every page: they give the agreement between
+            raters.
 
     Returns:
-        The key (item -> run, arm, site, layer, latent; never on the page) and item -> collected latent.
+        The key (item -> run, arm, site, layer, latent; never on the page) and item -> collected
+        latent.
 
     Raises:
         StudyError: an SAE with fewer latents than asked for.
@@ -220,17 +305,33 @@ def draw(
     total, rows = shared + pages * pairs, []
     for number, (cell, saes) in enumerate(sorted(cells.items())):
         for place, sae in enumerate(saes):
-            alive = [latent for latent in sae.latents if latent["max"] > 0]  # the others show nothing to rate
+            alive = [
+                latent for latent in sae.latents if latent["max"] > 0
+            ]  # the others show nothing to rate
             if len(alive) < total:
-                raise StudyError(f"{sae.file or sae.run} has {len(alive)} latents that are ever on, {total} are asked "
-                                 "for: collect more, or ask for fewer pairs or pages")  # fmt: skip
+                raise StudyError(
+                    f"{sae.file or sae.run} has {len(alive)} latents that are ever on, {total} "
+                    "are asked "
+                    "for: collect more, or ask for fewer pairs or pages"
+                )
             chosen = random.Random(f"{seed} {cell} {place}").sample(alive, total)
             for n, latent in enumerate(chosen):
                 page, slot = divmod(n - shared, pairs) if n >= shared else (-1, n - shared)
                 origin = dict(zip(("lm", "site", "layer"), cell, strict=True))
-                rows.append({"arm": sae.arm, "run": sae.run, **origin, "l0": sae.l0, "latent": latent["latent"],
-                             "pair": f"{number}-{n}", "replicate": n, "slot": slot + shared, "page": page + 1,
-                             "dashboard": latent})  # fmt: skip
+                rows.append(
+                    {
+                        "arm": sae.arm,
+                        "run": sae.run,
+                        **origin,
+                        "l0": sae.l0,
+                        "latent": latent["latent"],
+                        "pair": f"{number}-{n}",
+                        "replicate": n,
+                        "slot": slot + shared,
+                        "page": page + 1,
+                        "dashboard": latent,
+                    }
+                )
     rng = random.Random(f"{seed} order")
     names = iter(dict.fromkeys(f"{rng.getrandbits(40):010x}" for _ in range(2 * len(rows))))
     named = {next(names): row for row in rows}
@@ -240,7 +341,16 @@ def draw(
         items = [name for name, row in named.items() if row["page"] in (0, page)]
         rng.shuffle(items)
         dealt.append({"page": page, "items": items})
-    digest = hashlib.sha256(json.dumps([named, shown, seed], sort_keys=True).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(json.dumps([named, shown, seed], sort_keys=True).encode()).hexdigest()[
+        :10
+    ]
     arms = [s.arm for s in next(iter(cells.values()))]
-    return {"schema": SCHEMA, "study": digest, "seed": seed, "arms": arms, "reference": arms[-1], "pages": dealt,
-            "items": named}, shown  # fmt: skip
+    return {
+        "schema": SCHEMA,
+        "study": digest,
+        "seed": seed,
+        "arms": arms,
+        "reference": arms[-1],
+        "pages": dealt,
+        "items": named,
+    }, shown

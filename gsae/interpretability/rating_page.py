@@ -1,4 +1,6 @@
-"""The page that people rate on: one file without a request to anywhere, and without a word on what is compared."""
+"""The page that people rate on: one file without a request to anywhere, and without a word on what
+is compared.
+"""
 
 import base64
 import hashlib
@@ -24,11 +26,12 @@ def inert(value: object) -> str:
 def render(key: Mapping, number: int, data: Mapping[str, dict]) -> str:
     """Page `number` of a study as HTML.
 
-    Its policy lets one script run, the page's own, by hash, and forbids every request: text of a corpus could do
-    neither, even if it were not escaped.
+    Its policy lets one script run, the page's own, by hash, and forbids every request: text of a
+    corpus could do neither, even if it were not escaped.
 
     Args:
-        key: of `pairs.draw`; only the study's name and the names of the page's items are read from it.
+        key: of `pairs.draw`; only the study's name and the names of the page's items are read from
+            it.
         data: item -> collected latent.
 
     Raises:
@@ -52,7 +55,9 @@ def render(key: Mapping, number: int, data: Mapping[str, dict]) -> str:
     }  # fmt: skip
     html = re.sub(r"\{\{(\w+)\}\}", lambda m: values[m[1]], template)
     for run in {row["run"] for row in key["items"].values()}:
-        if re.fullmatch("[0-9a-f]{12}", run) and run in html:  # another name may well be a word of the corpus
+        if (
+            re.fullmatch("[0-9a-f]{12}", run) and run in html
+        ):  # another name may well be a word of the corpus
             raise BlindingError(f"run id {run} is on page {number}: the page would not be blind")
     return html
 
@@ -61,17 +66,28 @@ def write(key: dict, data: Mapping[str, dict], folder: Path, force: bool = False
     """Write `key.json` and one page a group of raters; returns the pages, then the key.
 
     Raises:
-        FileExistsError: when the folder has the key of another study, without which its ratings could not be scored.
+        FileExistsError: when the folder has the key of another study, without which its ratings
+            could not be scored.
     """
     folder = Path(folder)
     target = folder / "key.json"
-    if target.exists() and not force and (old := json.loads(target.read_text()).get("study")) != key["study"]:
-        raise FileExistsError(f"{target} is the key of study {old}: without it its ratings could not be scored. "
-                              "Choose another --out, or --force")  # fmt: skip
+    if (
+        target.exists()
+        and not force
+        and (old := json.loads(target.read_text()).get("study")) != key["study"]
+    ):
+        raise FileExistsError(
+            f"{target} is the key of study {old}: without it its ratings could not be scored. "
+            "Choose another --out, or --force"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     several = len(key["pages"]) > 1
-    texts = {folder / (f"rate-{p['page']}.html" if several else "rate.html"): render(key, p["page"], data)
-             for p in key["pages"]}  # fmt: skip
+    texts = {
+        folder / (f"rate-{p['page']}.html" if several else "rate.html"): render(
+            key, p["page"], data
+        )
+        for p in key["pages"]
+    }
     texts[target] = json.dumps(key, indent=1, allow_nan=False) + "\n"
     for path, text in texts.items():
         with disk.replacing(path) as temporary:

@@ -1,4 +1,6 @@
-"""Things read like an SAE whose automated scores are known beforehand: they show what a score is worth."""
+"""Things read like an SAE whose automated scores are known beforehand: they show what a score is
+worth.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +13,8 @@ from gsae.interpretability.examples import scan
 
 
 class Shuffled:
-    """An SAE whose activations are dealt to the tokens of each batch at random: no link to the text is left.
+    """An SAE whose activations are dealt to the tokens of each batch at random: no link to the text
+    is left.
 
     Densities and heights of activations stay. Any score must be at chance.
     """
@@ -29,17 +32,20 @@ class Shuffled:
 class RandomDirections:
     """Random unit directions, each on at the tokens where an activation lies furthest along it.
 
-    Directions of a trained language model's activations are not meaningless: this shows how much of a score belongs
-    to the activations rather than to the dictionary.
+    Directions of a trained language model's activations are not meaningless: this shows how much of
+    a score belongs to the activations rather than to the dictionary.
 
     Args:
         x: activations, scaled as the SAE's inputs, that set the thresholds.
-        density: share of tokens at which each of the M directions is on, such as the densities of an SAE's latents.
+        density: share of tokens at which each of the M directions is on, such as the densities of
+            an SAE's latents.
     """
 
     def __init__(self, x: Float[Tensor, "tokens n"], density: Float[Tensor, " M"], seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
-        self.W_dec = F.normalize(torch.randn(len(density), x.shape[1], generator=generator), dim=1).to(x.device)
+        self.W_dec = F.normalize(
+            torch.randn(len(density), x.shape[1], generator=generator), dim=1
+        ).to(x.device)
         along = (x @ self.W_dec.T).sort(0, descending=True).values
         place = (density.to(x.device) * len(x)).long().clamp(0, len(x) - 1)
         self.theta, self.about = along.gather(0, place[None])[0], {"scale": 1.0}

@@ -1,4 +1,6 @@
-"""`gelu-1l-mini`: a one-layer GELU language model in the shape of GELU-1L, trained on the packaged text and shipped."""
+"""`gelu-1l-mini`: a one-layer GELU language model in the shape of GELU-1L, trained on the packaged
+text and shipped.
+"""
 
 import hashlib
 import json
@@ -30,7 +32,9 @@ BATCH, LR, TOKENS = 64, 2e-3, 10_000_000
 
 
 def train_tokenizer(path: Path, documents: int = 4000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 4,096 tokens, trained on a fixed sample of the training text; kept at `path`."""
+    """A byte-level BPE of 4,096 tokens, trained on a fixed sample of the training text; kept at
+    `path`.
+    """
     if not path.exists():
         bpe = Tokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,18 +46,26 @@ def train_tokenizer(path: Path, documents: int = 4000) -> PreTrainedTokenizerFas
         )  # fmt: skip
         bpe.train_from_iterator((text[:20_000] for text in texts), trainer)
         bpe.save(str(path))
-    return PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(path), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
 
 
 def bridge(tokenizer=None, seed: int = 0) -> TransformerBridge:
     """A freshly initialised model."""
-    return TransformerBridge.boot_native(TransformerBridgeConfig(**CONFIG, seed=seed), tokenizer=tokenizer)
+    return TransformerBridge.boot_native(
+        TransformerBridgeConfig(**CONFIG, seed=seed), tokenizer=tokenizer
+    )
 
 
 def load_bridge(folder: Path, device: str = "cpu") -> TransformerBridge:
-    """The trained model of a folder that `train` wrote. Raises FileNotFoundError where there is none."""
+    """The trained model of a folder that `train` wrote. Raises FileNotFoundError where there is
+    none.
+    """
     if not (folder / "model.safetensors").exists():
-        raise FileNotFoundError(f"no language model in {folder}: train it with `gsae lm train {NAME}`")
+        raise FileNotFoundError(
+            f"no language model in {folder}: train it with `gsae lm train {NAME}`"
+        )
     model = bridge(train_tokenizer(folder / "tokenizer.json"))
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     return model.to(device, print_details=False).eval()
@@ -62,7 +74,9 @@ def load_bridge(folder: Path, device: str = "cpu") -> TransformerBridge:
 def loss(model: TransformerBridge, tokens: Tensor) -> Tensor:
     """Mean next-token cross-entropy, nats."""
     logits = model(tokens, return_type="logits")
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten()
+    )
 
 
 @torch.no_grad()
@@ -75,8 +89,11 @@ def held_out(model: TransformerBridge, blocks: Tensor) -> dict[str, float]:
     return {"held_out_loss": clean, "held_out_loss_zero_ablated_neurons": zero}
 
 
-def train(out: Path | None = None, tokens: int = TOKENS, seed: int = 0, resume: bool = True) -> Path:
-    """Train the model, some ten minutes on two cores, and write weights, tokenizer and training record to `out`.
+def train(
+    out: Path | None = None, tokens: int = TOKENS, seed: int = 0, resume: bool = True
+) -> Path:
+    """Train the model, some ten minutes on two cores, and write weights, tokenizer and training
+    record to `out`.
 
     A stopped run goes on from its last checkpoint. Returns the folder.
     """
@@ -84,7 +101,9 @@ def train(out: Path | None = None, tokens: int = TOKENS, seed: int = 0, resume: 
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(out / "tokenizer.json")
     data = corpus.blocks(tokenizer, "train", CONFIG["n_ctx"], name=NAME)
-    test = torch.as_tensor(corpus.blocks(tokenizer, "lm_heldout", CONFIG["n_ctx"], name=NAME)[:1024]["tokens"]).long()
+    test = torch.as_tensor(
+        corpus.blocks(tokenizer, "lm_heldout", CONFIG["n_ctx"], name=NAME)[:1024]["tokens"]
+    ).long()
     model = bridge(tokenizer, seed)
     weights = dict(model.named_parameters())
     optimiser = torch.optim.AdamW(weights.values(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
@@ -108,7 +127,9 @@ def train(out: Path | None = None, tokens: int = TOKENS, seed: int = 0, resume: 
             rows = [order[(step * BATCH + i) % len(order)] for i in range(BATCH)]
             batch = torch.as_tensor(data[rows]["tokens"]).long()
             for group in optimiser.param_groups:
-                group["lr"] = LR * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+                group["lr"] = (
+                    LR * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+                )
             with torch.autocast("cpu", torch.bfloat16):
                 value = loss(model, batch)
             optimiser.zero_grad(set_to_none=True)
@@ -130,11 +151,17 @@ def train(out: Path | None = None, tokens: int = TOKENS, seed: int = 0, resume: 
     with disk.replacing(out / "model.safetensors", SafetensorError) as temporary:
         save_file({k: p.detach().contiguous() for k, p in weights.items()}, temporary)
     record = {
-        "config": CONFIG, "tokens": steps * per_step, "batch": [BATCH, CONFIG["n_ctx"]], "lr": LR, "seed": seed,
-        "corpus": corpus.token_hash(data), "seconds": round(seconds + time.monotonic() - began),
+        "config": CONFIG,
+        "tokens": steps * per_step,
+        "batch": [BATCH, CONFIG["n_ctx"]],
+        "lr": LR,
+        "seed": seed,
+        "corpus": corpus.token_hash(data),
+        "seconds": round(seconds + time.monotonic() - began),
         "weights": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()[:16],
-        **held_out(model, test), "curve": curve,
-    }  # fmt: skip
+        **held_out(model, test),
+        "curve": curve,
+    }
     with disk.replacing(out / "training.json") as temporary:
         temporary.write_text(json.dumps(record) + "\n")
     path.unlink(missing_ok=True)

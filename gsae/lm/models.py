@@ -1,5 +1,5 @@
-"""All contact with a language model: load one, read a site's activations, measure the cross-entropy with a
-site replaced. Everything runs through TransformerLens' `TransformerBridge`."""
+"""All contact with a language model: load one, read a site's activations, measure the cross-entropy
+with a site replaced. Everything runs through TransformerLens' `TransformerBridge`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -29,10 +29,17 @@ class _Enough(Exception):
 
 
 class LM:
-    """A language model with named sites: `name, bridge, tokenizer, device, dtype, n_layers, context`, and `commit`,
-    that of its weights on the hub (None for a model that is not from there)."""
+    """A language model with named sites: `name, bridge, tokenizer, device, dtype, n_layers,
+    context`, and `commit`, that of its weights on the hub (None for a model that is not from
+    there)."""
 
-    def __init__(self, bridge: TransformerBridge, name: str, context: int | None = None, commit: str | None = None):
+    def __init__(
+        self,
+        bridge: TransformerBridge,
+        name: str,
+        context: int | None = None,
+        commit: str | None = None,
+    ):
         self.bridge, self.name, self.tokenizer, self.commit = bridge, name, bridge.tokenizer, commit
         parameter = next(bridge.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -53,16 +60,21 @@ class LM:
         for site, layer in sites:
             hook(site, layer)
             if not 0 <= layer < self.n_layers:
-                raise ValueError(f"{self.name} has no layer {layer}: expected 0 to {self.n_layers - 1}")
+                raise ValueError(
+                    f"{self.name} has no layer {layer}: expected 0 to {self.n_layers - 1}"
+                )
         if tokens.shape[1] > (longest := self.bridge.cfg.n_ctx):
-            raise ValueError(f"{self.name} reads at most {longest} tokens, got blocks of {tokens.shape[1]}")
+            raise ValueError(
+                f"{self.name} reads at most {longest} tokens, got blocks of {tokens.shape[1]}"
+            )
         return tokens.to(self.device, torch.long)
 
     @torch.no_grad()
     def activations(
         self, tokens: Int[Tensor, "B T"], sites: Sequence[tuple[str, int]]
     ) -> dict[tuple[str, int], Float[Tensor, "B T _"]]:
-        """Activations at several (site, layer) in one forward pass, which ends once the last one is read.
+        """Activations at several (site, layer) in one forward pass, which ends once the last one is
+        read.
 
         Position 0 is included. The tensors keep the model's dtype and device.
         Raises ValueError on an unknown site or layer, or on blocks longer than the model's context.
@@ -87,13 +99,15 @@ class LM:
         return found
 
     @torch.no_grad()
-    def direct_logits(self, directions: Float[Tensor, "K n"], site: str, layer: int) -> Float[Tensor, "K V"]:
+    def direct_logits(
+        self, directions: Float[Tensor, "K n"], site: str, layer: int
+    ) -> Float[Tensor, "K V"]:
         """What directions at a site do to the logits directly: no layer in between takes part.
 
-        The logits the model gives to a residual stream that holds nothing but the direction, less those of an empty
-        one, about their mean. `attn_z` and `mlp_neurons` reach the stream through W_O and W_out. The final
-        normalisation takes out the length, so that values compare between tokens, not between directions.
-        Raises ValueError on an unknown site.
+        The logits the model gives to a residual stream that holds nothing but the direction, less
+        those of an empty one, about their mean. `attn_z` and `mlp_neurons` reach the stream through
+        W_O and W_out. The final normalisation takes out the length, so that values compare between
+        tokens, not between directions. Raises ValueError on an unknown site.
         """
         hook(site, layer)
         block, rows = self.bridge.blocks[layer], directions.to(self.device, torch.float32)
@@ -102,13 +116,19 @@ class LM:
         elif site == "mlp_neurons":
             rows = rows @ block.mlp.W_out.float()
         rows = rows / rows.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
-        final = lambda x: self.bridge.ln_final(x.to(self.dtype)).float()  # noqa: E731
+        final = lambda x: self.bridge.ln_final(x.to(self.dtype)).float()
         logits = (final(rows) - final(torch.zeros_like(rows[:1]))) @ self.bridge.unembed.W_U.float()
         return logits - logits.mean(-1, keepdim=True)
 
-    def splice(self, tokens: Int[Tensor, "B T"], site: str, layer: int, keep_pos0: bool = False) -> Splice:
-        """Run the clean forward pass once, ready to replace one site's activations: see `Splice`."""
-        return Splice(self.bridge, self._check(tokens, [(site, layer)]), hook(site, layer), keep_pos0)
+    def splice(
+        self, tokens: Int[Tensor, "B T"], site: str, layer: int, keep_pos0: bool = False
+    ) -> Splice:
+        """Run the clean forward pass once, ready to replace one site's activations: see
+        `Splice`.
+        """
+        return Splice(
+            self.bridge, self._check(tokens, [(site, layer)]), hook(site, layer), keep_pos0
+        )
 
 
 def load(
@@ -117,24 +137,29 @@ def load(
     dtype: torch.dtype | str | None = None,
     device_map: str | dict | None = None,
 ) -> LM:
-    """Load a language model by name: one of `NAMES`, a Hugging Face repository ("owner/name"), or a folder.
+    """Load a language model by name: one of `NAMES`, a Hugging Face repository ("owner/name"), or a
+    folder.
 
-    A name may end in "@revision": a commit, a tag or a branch.
-    `device`: "auto" is GSAE_LM_DEVICE if set, else cuda if there is one, else cpu. "auto-split" spreads a model that
-    one GPU does not hold over all of this process's GPUs (accelerate); `device_map` is accelerate's, to place it
-    oneself. `dtype`: None is float32 for gelu-1l-mini, for the others
-    bfloat16 where the processor computes in it (half the time), else float32.
-    Raises ModelError with the name and the remedy if the model cannot be had.
+    A name may end in "@revision": a commit, a tag or a branch. `device`: "auto" is GSAE_LM_DEVICE
+    if set, else cuda if there is one, else cpu. "auto-split" spreads a model that one GPU does not
+    hold over all of this process's GPUs (accelerate); `device_map` is accelerate's, to place it
+    oneself. `dtype`: None is float32 for gelu-1l-mini, for the others bfloat16 where the processor
+    computes in it (half the time), else float32. Raises ModelError with the name and the remedy if
+    the model cannot be had.
     """
     if device == "auto":
-        device = os.environ.get("GSAE_LM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = os.environ.get("GSAE_LM_DEVICE") or (
+            "cuda" if torch.cuda.is_available() else "cpu"
+        )
     if device == "auto-split":
         device_map, device = device_map or "auto", "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None:
         if device == "cpu":
             fast = has_bfloat16()
         else:  # a T4, say, only emulates it
-            fast = not device.startswith("cuda") or torch.cuda.is_bf16_supported(including_emulation=False)
+            fast = not device.startswith("cuda") or torch.cuda.is_bf16_supported(
+                including_emulation=False
+            )
         dtype = torch.bfloat16 if fast and name != "gelu-1l-mini" else torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     commit = None
@@ -147,7 +172,9 @@ def load(
                 bridge = tl_legacy.boot(source, revision, words)
             else:
                 placed = {} if device_map is None else {"device_map": device_map}
-                model = AutoModelForCausalLM.from_pretrained(source, revision=revision or "main", dtype=dtype, **placed)
+                model = AutoModelForCausalLM.from_pretrained(
+                    source, revision=revision or "main", dtype=dtype, **placed
+                )
                 bridge = TransformerBridge.boot_transformers(
                     source,
                     hf_model=model if placed else model.to(device),
@@ -157,9 +184,13 @@ def load(
                 )
         commit = hub_access.commit(source, revision)
     weight = next(bridge.parameters())
-    split = len(set((getattr(bridge.original_model, "hf_device_map", None) or {"": 0}).values())) > 1
+    split = (
+        len(set((getattr(bridge.original_model, "hf_device_map", None) or {"": 0}).values())) > 1
+    )
     if not split and (weight.device, weight.dtype) != (torch.empty(0, device=device).device, dtype):
-        bridge.to(device, dtype, print_details=False)  # takes seconds even where there is nothing to do
+        bridge.to(
+            device, dtype, print_details=False
+        )  # takes seconds even where there is nothing to do
     spec = NAMES.get(hub_access.split(name)[0])
     return LM(bridge, name, spec and spec.context, commit)
 
@@ -184,7 +215,8 @@ def _remedy(name: str) -> Iterator[None]:
         source, revision = _source(name)
         reason = hub_access.why(error, source, revision=revision)
         raise ModelError(
-            f"cannot load the language model {name!r} ({source}): {reason}.\n'smollm2' and 'gelu-1l-mini' need no hub"
+            f"cannot load the language model {name!r} ({source}): {reason}.\n'smollm2' and "
+            "'gelu-1l-mini' need no hub"
         ) from error
 
 

@@ -14,23 +14,31 @@ SITES = tuple(HOOKS)
 
 
 class Spec(NamedTuple):
-    """Where a language model comes from, the length of the blocks it is read on (tokens), and its pinned revision."""
+    """Where a language model comes from, the length of the blocks it is read on (tokens), and its
+    pinned revision.
+    """
 
     source: str  # a Hugging Face repository, or "" for a packaged model
     context: int = 128
-    revision: str | None = None  # commit, tag or branch, unless the name says "name@revision"; None: the newest
+    revision: str | None = (
+        None  # commit, tag or branch, unless the name says "name@revision"; None: the newest
+    )
 
 
 NAMES = {  # the hub models and their contexts are the paper's, the other two are not (D11)
     "smollm2": Spec(""),
     "gelu-1l-mini": Spec(""),
-    "gelu-1l": Spec("NeelNanda/GELU_1L512W_C4_Code", 128, "bddc0e332f0ae84279e6a6a45d91b314899e1603"),
+    "gelu-1l": Spec(
+        "NeelNanda/GELU_1L512W_C4_Code", 128, "bddc0e332f0ae84279e6a6a45d91b314899e1603"
+    ),
     "pythia-2.8b": Spec("EleutherAI/pythia-2.8b", 2048, "2a259cdd96a4beb1cdf467512e3904197345f6a9"),
     "gemma-7b": Spec("google/gemma-7b", 1024, "ff6768d9368919a1f025a54f9f5aa0ee591730bb"),
 }
 
 
-TOKENIZERS = {"NeelNanda/gpt-neox-tokenizer-digits": "0f6671571a20be9756b9991d978047c03b75e749"}  # gelu-1l's
+TOKENIZERS = {
+    "NeelNanda/gpt-neox-tokenizer-digits": "0f6671571a20be9756b9991d978047c03b75e749"
+}  # gelu-1l's
 
 
 def hook(site: str, layer: int) -> str:

@@ -1,4 +1,6 @@
-"""Activations harvested once into a memory-mapped bf16 store, shuffled over the whole store, read in batches."""
+"""Activations harvested once into a memory-mapped bf16 store, shuffled over the whole store, read
+in batches.
+"""
 
 import hashlib
 import json
@@ -33,8 +35,9 @@ class StoreError(RuntimeError):
 class Store:
     """Rows of activations, (rows, n), in random order. Open one with `Store.open`.
 
-    `scale` times a stored row has unit mean squared norm over the store (D1); `mean` (n,) is in those scaled
-    units; `top_share` is the share of the summed squared norm that the largest 0.1 % of the rows hold.
+    `scale` times a stored row has unit mean squared norm over the store (D1); `mean` (n,) is in
+    those scaled units; `top_share` is the share of the summed squared norm that the largest 0.1 %
+    of the rows hold.
     """
 
     def __init__(self, folder: Path, meta: dict):
@@ -42,7 +45,9 @@ class Store:
         self.n, self.rows = meta["n"], meta["rows"]
         self.scale, self.top_share = meta["scale"], meta["top_share"]
         self.mean = torch.tensor(meta["mean"])
-        self.checked = files.Checked(folder / DATA, meta.get("checksums", {}), StoreError, AGAIN.format(folder))
+        self.checked = files.Checked(
+            folder / DATA, meta.get("checksums", {}), StoreError, AGAIN.format(folder)
+        )
 
     @property
     def data(self) -> BFloat16[Tensor, "rows n"]:
@@ -51,23 +56,33 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Store":
-        """Raises StoreError if the harvest never finished, if meta.json was changed, or if the data file is not as long
-        as it should be. Its bytes are checked as `batch` reads them."""
+        """Raises StoreError if the harvest never finished, if meta.json was changed, or if the data
+        file is not as long as it should be. Its bytes are checked as `batch` reads them."""
         folder = Path(folder)
         if not (folder / META).exists():
-            raise StoreError(f"{folder} holds no complete store (no {META}): harvest it, an interrupted one resumes")
+            raise StoreError(
+                f"{folder} holds no complete store (no {META}): harvest it, an interrupted one "
+                "resumes"
+            )
         try:
             meta = json.loads((folder / META).read_text())
-            intact = meta.pop("digest", None) in (None, files.digest(meta))  # None: stores of earlier versions
+            intact = meta.pop("digest", None) in (
+                None,
+                files.digest(meta),
+            )  # None: stores of earlier versions
         except ValueError:
             intact = False
         if not intact:
-            raise StoreError(f"{folder / META} is damaged: its bytes differ from those written: {AGAIN.format(folder)}")
+            raise StoreError(
+                f"{folder / META} is damaged: its bytes differ from those written: "
+                f"{AGAIN.format(folder)}"
+            )
         expected = meta["rows"] * meta["n"] * 2
         size = (folder / DATA).stat().st_size if (folder / DATA).exists() else 0
         if size != expected:
             raise StoreError(
-                f"{folder / DATA} has {size:,} bytes, expected {expected:,} ({meta['rows']:,} rows of {meta['n']} "
+                f"{folder / DATA} has {size:,} bytes, expected {expected:,} ({meta['rows']:,} "
+                f"rows of {meta['n']} "
                 f"bf16 numbers): {AGAIN.format(folder)}"
             )
         return cls(folder, meta)
@@ -75,12 +90,15 @@ class Store:
     def batch(self, step: int, batch: int, seed: int) -> Float32[Tensor, "batch n"]:
         """The scaled rows of one training step: a pure function of (step, batch, seed).
 
-        Each epoch starts at another random row and visits contiguous batches in another random order; the rows
-        themselves are shuffled once, by the harvest. Raises ValueError if a batch is larger than the store, and
-        StoreError where the bytes on disk are not those that were written.
+        Each epoch starts at another random row and visits contiguous batches in another random
+        order; the rows themselves are shuffled once, by the harvest. Raises ValueError if a batch
+        is larger than the store, and StoreError where the bytes on disk are not those that were
+        written.
         """
         if not 0 < batch <= self.rows:
-            raise ValueError(f"a batch of {batch:,} rows from a store of {self.rows:,}: harvest more tokens")
+            raise ValueError(
+                f"a batch of {batch:,} rows from a store of {self.rows:,}: harvest more tokens"
+            )
         epoch, place = divmod(step, self.rows // batch)
         offset, order = _epoch(seed, epoch, self.rows, batch)
         start = (offset + int(order[place]) * batch) % self.rows
@@ -95,12 +113,14 @@ class Store:
 
 
 def _read(folder: Path, n: int, start: int, stop: int) -> BFloat16[Tensor, "rows n"]:
-    """Rows of a store's data file. Read, not mapped: pages of a map would count as memory of the process, and a run
-    touches all of them. Raises StoreError where the file ends before."""
+    """Rows of a store's data file. Read, not mapped: pages of a map would count as memory of the
+    process, and a run touches all of them. Raises StoreError where the file ends before."""
     count = (stop - start) * n
     rows = np.fromfile(folder / DATA, np.uint16, count, offset=2 * start * n)
     if len(rows) < count:
-        raise StoreError(f"{folder / DATA} was cut short: it ends before row {stop:,}: {AGAIN.format(folder)}")
+        raise StoreError(
+            f"{folder / DATA} was cut short: it ends before row {stop:,}: {AGAIN.format(folder)}"
+        )
     return torch.from_numpy(rows).view(torch.bfloat16).view(-1, n)
 
 
@@ -123,21 +143,25 @@ def harvest(
     keep_pos0: bool = False,
     ranks: Alone = ALONE,
 ) -> dict[tuple[str, int], Store]:
-    """Stores of several sites' activations from one pass over the text; a finished one is opened, not made again.
+    """Stores of several sites' activations from one pass over the text; a finished one is opened,
+    not made again.
 
-    Whole blocks are read until `tokens` rows are full. Position 0 of each block is left out unless `keep_pos0`.
-    Every row goes straight to its place in one random permutation of all rows. The same call resumes an
-    interrupted harvest and gives the same bytes.
+    Whole blocks are read until `tokens` rows are full. Position 0 of each block is left out unless
+    `keep_pos0`. Every row goes straight to its place in one random permutation of all rows. The
+    same call resumes an interrupted harvest and gives the same bytes.
 
     Args:
         blocks: a `datasets.Dataset` with a column `tokens` of equal-length blocks.
         tokens: rows to store, at least; the store ends with a whole block.
-        folder: the parent; each store is a subfolder of it named after its site, layer, size and source.
+        folder: the parent; each store is a subfolder of it named after its site, layer, size and
+            source.
         name_hash: hash of the token blocks; with the model, site and sizes it names the store.
         batch: blocks in one forward pass.
-        ranks: the processes that share the blocks out: each writes its rows, the first one finishes.
+        ranks: the processes that share the blocks out: each writes its rows, the first one
+            finishes.
     Raises:
-        ValueError: too few blocks, or an activation that is NaN or infinite (names block, site and layer).
+        ValueError: too few blocks, or an activation that is NaN or infinite (names block, site and
+            layer).
         OSError: too little disk space.
         StoreError: a finished store on disk is damaged.
     """
@@ -146,17 +170,27 @@ def harvest(
     count = -(-tokens // per_block)
     if count > len(blocks):
         raise ValueError(
-            f"{tokens:,} tokens need {count:,} blocks of {per_block} rows, the text has {len(blocks):,}: "
+            f"{tokens:,} tokens need {count:,} blocks of {per_block} rows, the text has "
+            f"{len(blocks):,}: "
             "ask for fewer tokens or give more text"
         )
     source = {
-        "lm": lm.name, "dtype": str(lm.dtype).removeprefix("torch."), "context": context, "blocks": name_hash,
-        "seed": seed, "keep_pos0": keep_pos0, "rows": count * per_block,
-    }  # fmt: skip
+        "lm": lm.name,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "context": context,
+        "blocks": name_hash,
+        "seed": seed,
+        "keep_pos0": keep_pos0,
+        "rows": count * per_block,
+    }
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:8]
-    folders = {key: Path(folder) / f"{key[0]}-{key[1]}-{count * per_block}-{digest}" for key in sites}
+    folders = {
+        key: Path(folder) / f"{key[0]}-{key[1]}-{count * per_block}-{digest}" for key in sites
+    }
     new = ranks.agree([not (path / META).exists() for path in folders.values()])
-    if todo := {key: path for (key, path), is_new in zip(folders.items(), new, strict=True) if is_new}:
+    if todo := {
+        key: path for (key, path), is_new in zip(folders.items(), new, strict=True) if is_new
+    }:
         if ranks.first:
             for key, path in todo.items():
                 _allocate(path, source["rows"], lm.d(key[0]))
@@ -172,17 +206,36 @@ def harvest(
 
 
 def _collect(
-    lm: LM, blocks, folders: dict, count: int, source: dict, batch: int, span: tuple[int, int], part: str
+    lm: LM,
+    blocks,
+    folders: dict,
+    count: int,
+    source: dict,
+    batch: int,
+    span: tuple[int, int],
+    part: str,
 ) -> None:
     """Run a span of the text's blocks through the model and write every row at its place."""
     first, rows = (0 if source["keep_pos0"] else 1), source["rows"]
     per_block = rows // count
-    place = np.random.default_rng(source["seed"]).permutation(np.arange(rows, dtype=np.uint32))  # 4 bytes a row
-    tables = {key: np.memmap(path / DATA, np.uint16, "r+", shape=(rows, lm.d(key[0]))) for key, path in folders.items()}
+    place = np.random.default_rng(source["seed"]).permutation(
+        np.arange(rows, dtype=np.uint32)
+    )  # 4 bytes a row
+    tables = {
+        key: np.memmap(path / DATA, np.uint16, "r+", shape=(rows, lm.d(key[0])))
+        for key, path in folders.items()
+    }
     name, source = PROGRESS.format(part), {**source, "span": list(span)}
     done = min(_done(path / name, source, span[0]) for path in folders.values())
     total, ahead = (span[1] - span[0]) * per_block, (done - span[0]) * per_block
-    bar = tqdm(total=total, initial=ahead, desc=f"harvest {lm.name}{part}", unit="tok", unit_scale=True, disable=None)
+    bar = tqdm(
+        total=total,
+        initial=ahead,
+        desc=f"harvest {lm.name}{part}",
+        unit="tok",
+        unit_scale=True,
+        disable=None,
+    )
     flushed = time.monotonic()
     for start in range(done, span[1], batch):
         stop = min(start + batch, span[1])
@@ -193,11 +246,14 @@ def _collect(
             if not x.isfinite().all():
                 block = start + int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
                 raise ValueError(
-                    f"{lm.name}: NaN or infinite activation at {key[0]} of layer {key[1]}, block {block} of the text; "
+                    f"{lm.name}: NaN or infinite activation at {key[0]} of layer {key[1]}, block "
+                    f"{block} of the text; "
                     "load the model in float32, or look at that block"
                 )
             tables[key][here] = x.flatten(0, 1).cpu().view(torch.uint16).numpy()
-            if hasattr(mmap, "MADV_DONTNEED"):  # pages written to, all of the file's in the end, are the system's
+            if hasattr(
+                mmap, "MADV_DONTNEED"
+            ):  # pages written to, all of the file's in the end, are the system's
                 tables[key]._mmap.madvise(mmap.MADV_DONTNEED)
         bar.update(len(here))
         if stop == span[1] or time.monotonic() - flushed > FLUSH_SECONDS:
@@ -214,14 +270,18 @@ def _allocate(folder: Path, rows: int, n: int) -> None:
     path, size = folder / DATA, rows * n * 2
     have = path.stat().st_size if path.exists() else 0
     if (free := shutil.disk_usage(folder).free) < size - have:
-        raise OSError(f"{path} needs {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free: make room")
+        raise OSError(
+            f"{path} needs {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free: make room"
+        )
     if have != size:
         _forget(folder)
         files.reserve(path, size)
 
 
 def _done(path: Path, source: dict, first: int) -> int:
-    """The block that an interrupted harvest of the same source, and the same share of it, goes on from."""
+    """The block that an interrupted harvest of the same source, and the same share of it, goes on
+    from.
+    """
     progress = json.loads(path.read_text()) if path.exists() else {}
     return progress["blocks"] if progress.get("source") == source else first
 
@@ -242,7 +302,9 @@ def _finish(folder: Path, n: int, source: dict) -> None:
 
 
 def measure(parts: Iterable[Tensor], site: str, layer: int) -> dict:
-    """`scale`, `mean` (a list) and `top_share` of rows that come in parts, as `Store` has them; warns of outliers."""
+    """`scale`, `mean` (a list) and `top_share` of rows that come in parts, as `Store` has them;
+    warns of outliers.
+    """
     total, norms = 0, []
     for part in parts:
         part = part.float()
@@ -255,7 +317,8 @@ def measure(parts: Iterable[Tensor], site: str, layer: int) -> dict:
     if share > 0.05:
         warnings.warn(
             f"{site} of layer {layer}: 0.1 % of the tokens hold {share:.0%} of the squared norm; "
-            "scale, lambda, FVU and gamma will be about them. Leave out position 0, or look at these tokens",
+            "scale, lambda, FVU and gamma will be about them. Leave out position 0, or look at "
+            "these tokens",
             stacklevel=4,
         )
     return {"scale": scale, "mean": (total / rows * scale).tolist(), "top_share": share}

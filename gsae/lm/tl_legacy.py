@@ -1,6 +1,7 @@
 """Language models in TransformerLens' old format, which GELU-1L's repository has, at any revision.
 
-TransformerLens' own loader of these asks the network even for cached files, and reads the newest revision only.
+TransformerLens' own loader of these asks the network even for cached files, and reads the newest
+revision only.
 """
 
 import json
@@ -15,14 +16,27 @@ from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_check
 from transformers import PreTrainedTokenizerBase
 
 PREFIXES = tl_legacy.TL_LEGACY_PREFIXES
-SAME = ("d_model", "n_layers", "d_mlp", "d_head", "n_heads", "n_ctx", "d_vocab", "act_fn", "attn_only")
+SAME = (
+    "d_model",
+    "n_layers",
+    "d_mlp",
+    "d_head",
+    "n_heads",
+    "n_ctx",
+    "d_vocab",
+    "act_fn",
+    "attn_only",
+)
 
 
 def config(source: str, revision: str | None = None) -> TransformerBridgeConfig:
     """The configuration of a repository. Raises ValueError on positions other than learned ones."""
     given = json.loads(Path(hf_hub_download(source, "config.json", revision=revision)).read_text())
     if given.get("shortformer_pos"):
-        raise ValueError(f"{source} adds its positions inside attention (shortformer), which cannot be loaded here")
+        raise ValueError(
+            f"{source} adds its positions inside attention (shortformer), which cannot be loaded "
+            "here"
+        )
     return TransformerBridgeConfig(
         **{key: given[key] for key in SAME},
         final_rms=given.get("final_rms", False),
@@ -35,13 +49,17 @@ def config(source: str, revision: str | None = None) -> TransformerBridgeConfig:
 
 def boot(source: str, revision: str | None, words: PreTrainedTokenizerBase) -> TransformerBridge:
     """The model with its final weights. Raises OSError where they cannot be had."""
-    folder = Path(snapshot_download(source, revision=revision, allow_patterns=["config.json", "*final.pth"]))
+    folder = Path(
+        snapshot_download(source, revision=revision, allow_patterns=["config.json", "*final.pth"])
+    )
     if not (weights := sorted(folder.glob("*final.pth"))):
         raise FileNotFoundError(f"{source} holds no file *final.pth")
     cfg = config(source, revision)
     bridge = TransformerBridge.boot_native(cfg, tokenizer=words)
     # The published file is a pickle; weights_only reads tensors and runs nothing.
-    state = convert_tl_checkpoint(torch.load(weights[0], map_location="cpu", weights_only=True), cfg)
+    state = convert_tl_checkpoint(
+        torch.load(weights[0], map_location="cpu", weights_only=True), cfg
+    )
     state.setdefault("unembed.bias", torch.zeros(cfg.d_vocab))
     bridge.load_state_dict(state, strict=True)
     return bridge

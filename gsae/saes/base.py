@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 
 def unit_rows(n: int, M: int, seed: int) -> Float[Tensor, "M n"]:
-    """Random unit rows (D19), one by one: a wider dictionary of the same seed starts with the narrower one's rows."""
+    """Random unit rows (D19), one by one: a wider dictionary of the same seed starts with the
+    narrower one's rows.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.stack([torch.randn(n, generator=generator) for _ in range(M)])
     return rows / rows.norm(dim=1, keepdim=True)
 
 
 def products(a: Tensor, b: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """`a @ b`, multiplied in `dtype` where one is given and returned in a's own; sums stay in float32 (D10)."""
+    """`a @ b`, multiplied in `dtype` where one is given and returned in a's own; sums stay in
+    float32 (D10).
+    """
     if dtype is None or dtype == a.dtype:
         return a @ b
     return (a.to(dtype) @ b.to(dtype)).to(a.dtype)
@@ -24,8 +28,8 @@ def products(a: Tensor, b: Tensor, dtype: torch.dtype | None) -> Tensor:
 class SAE(nn.Module):
     """An autoencoder with `M` latents on activations of width `n`.
 
-    A subclass sets its parameters and writes `encode` and `losses`. The decoder is shared: `W_dec: (M, n)` with unit
-    rows (the paper's unit columns, transposed) and `b_dec: (n,)`.
+    A subclass sets its parameters and writes `encode` and `losses`. The decoder is shared: `W_dec:
+    (M, n)` with unit rows (the paper's unit columns, transposed) and `b_dec: (n,)`.
 
     Args:
         n: width of the activation.
@@ -34,7 +38,9 @@ class SAE(nn.Module):
     """
 
     ENCODER: ClassVar[str]  # name of the (n, M) encoder that starts as the dictionary's transpose
-    LATENT: ClassVar[tuple[str, ...]]  # parameters of shape (M,): set to 0 when a latent is resampled
+    LATENT: ClassVar[
+        tuple[str, ...]
+    ]  # parameters of shape (M,): set to 0 when a latent is resampled
     switches: ClassVar[tuple[str, ...]] = ()  # constructor arguments that name an ablation arm
 
     def __init__(self, n: int, M: int, seed: int = 0):
@@ -59,4 +65,9 @@ class SAE(nn.Module):
 
     def config(self) -> dict:
         """Constructor arguments, plain values: `type(sae)(**sae.config())` has the same shape."""
-        return {"n": self.n, "M": self.M, "seed": self.seed, **{k: getattr(self, k) for k in self.switches}}
+        return {
+            "n": self.n,
+            "M": self.M,
+            "seed": self.seed,
+            **{k: getattr(self, k) for k in self.switches},
+        }

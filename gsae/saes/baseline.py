@@ -1,4 +1,6 @@
-"""The baseline: a ReLU encoder trained with an L1 penalty on its activations (section 2 of the paper)."""
+"""The baseline: a ReLU encoder trained with an L1 penalty on its activations (section 2 of the
+paper).
+"""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +10,8 @@ from gsae.saes.base import SAE
 
 
 class BaselineSAE(SAE):
-    """ReLU SAE (Eqs 2 to 4): `f = relu((x - b_dec) @ W_enc + b_enc)`, unit-norm dictionary rows, L1 penalty on `f`.
+    """ReLU SAE (Eqs 2 to 4): `f = relu((x - b_dec) @ W_enc + b_enc)`, unit-norm dictionary rows, L1
+    penalty on `f`.
 
     Parameters: `W_enc: (n, M)`, `b_enc: (M,)`, `W_dec: (M, n)`, `b_dec: (n,)`.
     """
@@ -28,7 +31,8 @@ class BaselineSAE(SAE):
     def losses(self, x: Float[Tensor, "b n"], lam: float | Tensor, return_stats: bool = False):
         """The terms of Eq. 4, each a mean over the batch; their sum is the objective.
 
-        With `return_stats`, also detached `fired: (M,)` bool, `l0` and `error: (batch,)`, the squared error.
+        With `return_stats`, also detached `fired: (M,)` bool, `l0` and `error: (batch,)`, the
+        squared error.
         """
         f = self.encode(x)
         error = (self.decode(f) - x).square().sum(-1)  # D2

@@ -15,21 +15,27 @@ HUB_NAME = re.compile(r"(?!.*\.safetensors$)[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def save(sae: SAE, path: str | Path, **about) -> Path:
-    """Save an SAE as one safetensors file; `about` are plain values kept beside the weights (run, scale factor…)."""
+    """Save an SAE as one safetensors file; `about` are plain values kept beside the weights (run,
+    scale factor…).
+    """
     arch = next(name for name, cls in ARCHITECTURES.items() if type(sae) is cls)
-    write(Path(path), dict(sae.state_dict()), {"arch": arch, "config": sae.config(), "about": about})
+    write(
+        Path(path), dict(sae.state_dict()), {"arch": arch, "config": sae.config(), "about": about}
+    )
     return Path(path)
 
 
 def load(where: str | Path) -> SAE:
-    """The SAE saved in a file or a folder, kept in the cache for a run id, or on the hub: "owner/name".
+    """The SAE saved in a file or a folder, kept in the cache for a run id, or on the hub:
+    "owner/name".
 
     A hub name may end in "@revision"; "hub:owner/name" is one even where a folder has that name.
     The factor that scaled its training activations, where known, is `sae.about["scale"]`.
 
     Raises:
         FileNotFoundError: when there is neither such a file nor kept weights of such a run.
-        CheckpointError: when the file is damaged, or of an architecture that this version does not know.
+        CheckpointError: when the file is damaged, or of an architecture that this version does not
+            know.
         gsae.experiments.share.HubError: when the hub does not give what it was asked for.
     """
     name = str(where)
@@ -44,13 +50,17 @@ def load(where: str | Path) -> SAE:
         path = path / HUB_FILE
     if not path.exists():
         raise FileNotFoundError(
-            f"no SAE at {name!r}: there is no {path}. Weights are not in git: train the run with `gsae run`, or pass a "
-            "file written by gsae.saes.files.save, a folder that holds one, or a name on the hub, owner/name. "
+            f"no SAE at {name!r}: there is no {path}. Weights are not in git: train the run with "
+            "`gsae run`, or pass a "
+            "file written by gsae.saes.files.save, a folder that holds one, or a name on the hub, "
+            "owner/name. "
             "Files of SAELens and dictionary_learning are read by gsae.saes.interop.load"
         )
     tensors, state = read(path)
     if state["arch"] not in ARCHITECTURES:
-        raise CheckpointError(f"{path} holds an SAE of architecture {state['arch']!r}, unknown here: update gsae")
+        raise CheckpointError(
+            f"{path} holds an SAE of architecture {state['arch']!r}, unknown here: update gsae"
+        )
     sae = ARCHITECTURES[state["arch"]](**state["config"])
     sae.load_state_dict(tensors)
     sae.about = state["about"]
@@ -69,7 +79,8 @@ class HubError(RuntimeError):
 
 
 def pull(repo: str) -> Path:
-    """The folder of `owner/name`, or `owner/name@revision`, in the hub's cache; downloaded if it is not there.
+    """The folder of `owner/name`, or `owner/name@revision`, in the hub's cache; downloaded if it is
+    not there.
 
     Raises:
         HubError: when it cannot be had, or holds no SAE of this package.
@@ -82,7 +93,8 @@ def pull(repo: str) -> Path:
         raise HubError(f"cannot pull {repo}: {hub_access.why(error, name)}") from error
     if not (folder / sae_files.HUB_FILE).exists():
         raise HubError(
-            f"{repo} holds no {sae_files.HUB_FILE}: it was not pushed by gsae. For an SAE of SAELens or "
+            f"{repo} holds no {sae_files.HUB_FILE}: it was not pushed by gsae. For an SAE of "
+            "SAELens or "
             "dictionary_learning, `hf download` it and use `gsae import`"
         )
     return folder

@@ -13,14 +13,16 @@ FREEZES = ("both", "W_dec", "b_dec", "none")
 
 
 class GatedSAE(SAE):
-    """Gated SAE (Eqs 6 to 8). The gate decides which latents are on, the magnitude path how strongly.
+    """Gated SAE (Eqs 6 to 8). The gate decides which latents are on, the magnitude path how
+    strongly.
 
-    Parameters: `W_gate: (n, M)`, `b_gate, b_mag, r_mag: (M,)`, `W_dec: (M, n)`, `b_dec: (n,)`; `W_mag: (n, M)` in place
-    of `r_mag` when untied. The defaults are the paper's; every other value is an ablation.
+    Parameters: `W_gate: (n, M)`, `b_gate, b_mag, r_mag: (M,)`, `W_dec: (M, n)`, `b_dec: (n,)`;
+    `W_mag: (n, M)` in place of `r_mag` when untied. The defaults are the paper's; every other value
+    is an ablation.
 
     Args:
-        tie: "r_mag", the paper's `W_mag = exp(r_mag) * W_gate` (Eq. 7); "shared", the same without `r_mag`;
-            "none", a free `W_mag`.
+        tie: "r_mag", the paper's `W_mag = exp(r_mag) * W_gate` (Eq. 7); "shared", the same without
+            `r_mag`; "none", a free `W_mag`.
         freeze: what the auxiliary decode holds constant: "both" (the paper), "W_dec", "b_dec", or
             "none" (the paper's unfrozen arm).
         auxiliary: whether the loss has its auxiliary term.
@@ -65,7 +67,9 @@ class GatedSAE(SAE):
             self.W_mag = nn.Parameter(self.W_dec.detach().T.contiguous())
 
     def paths(self, x: Float[Tensor, "*b n"]) -> tuple[Tensor, Tensor]:
-        """Pre-activations `pi_gate, pi_mag: (..., M)` of the two paths (Eqs 6, 7). Tied, both cost one product."""
+        """Pre-activations `pi_gate, pi_mag: (..., M)` of the two paths (Eqs 6, 7). Tied, both cost
+        one product.
+        """
         u = x - (self.b_dec if self.centre_grad else self.b_dec.detach())
         pre = self.mm(u, self.W_gate)
         if self.tie == "none":
@@ -74,17 +78,23 @@ class GatedSAE(SAE):
         return pre + self.b_gate, scaled + self.b_mag
 
     def gated(self, pi_gate: Tensor, pi_mag: Tensor) -> Tensor:
-        """Activations from the two paths (Eq. 6); a pre-activation of exactly 0 is a closed gate."""
+        """Activations from the two paths (Eq. 6); a pre-activation of exactly 0 is a closed
+        gate.
+        """
         if self.step:
             return (pi_gate > 0) * torch.relu(pi_mag)  # Eq. 6
-        return torch.relu(pi_gate) * self.r_mag.exp() if self.tie == "r_mag" else torch.relu(pi_gate)
+        return (
+            torch.relu(pi_gate) * self.r_mag.exp() if self.tie == "r_mag" else torch.relu(pi_gate)
+        )
 
     def encode(self, x: Float[Tensor, "*b n"]) -> Float[Tensor, "*b M"]:
         """Latent activations, `f >= 0` (Eq. 6)."""
         return self.gated(*self.paths(x))
 
     def decode_frozen(self, f: Float[Tensor, "*b M"]) -> Float[Tensor, "*b n"]:
-        """The decode of the auxiliary term: `W_dec` and `b_dec` as constants, unless an ablation frees one."""
+        """The decode of the auxiliary term: `W_dec` and `b_dec` as constants, unless an ablation
+        frees one.
+        """
         W_dec = self.W_dec.detach() if self.freeze in ("both", "W_dec") else self.W_dec
         b_dec = self.b_dec.detach() if self.freeze in ("both", "b_dec") else self.b_dec
         return self.mm(f, W_dec) + b_dec
@@ -92,7 +102,8 @@ class GatedSAE(SAE):
     def losses(self, x: Float[Tensor, "b n"], lam: float | Tensor, return_stats: bool = False):
         """The terms of Eq. 8, each a mean over the batch; their sum is the objective.
 
-        With `return_stats`, also detached `fired: (M,)` bool, `l0` and `error: (batch,)`, the squared error.
+        With `return_stats`, also detached `fired: (M,)` bool, `l0` and `error: (batch,)`, the
+        squared error.
         """
         pi_gate, pi_mag = self.paths(x)
         f, open_gate = self.gated(pi_gate, pi_mag), torch.relu(pi_gate)

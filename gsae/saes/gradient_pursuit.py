@@ -1,4 +1,6 @@
-"""Inference-time optimisation (Appendix A): codes for a given dictionary, found by non-negative gradient pursuit."""
+"""Inference-time optimisation (Appendix A): codes for a given dictionary, found by non-negative
+gradient pursuit.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -17,11 +19,13 @@ CHUNK = 2048  # tokens at once
 def pursue(
     x: Float[Tensor, "b n"], W_dec: Float[Tensor, "M n"], b_dec: Float[Tensor, " n"], s: int
 ) -> Float[Tensor, "b M"]:
-    """Codes `f >= 0` with at most `s` latents a token and a small `|x - b_dec - f @ W_dec|^2` (Eq. 12).
+    """Codes `f >= 0` with at most `s` latents a token and a small `|x - b_dec - f @ W_dec|^2` (Eq.
+    12).
 
-    Non-negative gradient pursuit: `s` rounds, each of which adds to the support (the latents above 0) the one of
-    largest signed inner product with the residual, steps along the gradient restricted to the support by exact line
-    search, and clips the codes at 0, so that a token may end with fewer than `s` latents.
+    Non-negative gradient pursuit: `s` rounds, each of which adds to the support (the latents above
+    0) the one of largest signed inner product with the residual, steps along the gradient
+    restricted to the support by exact line search, and clips the codes at 0, so that a token may
+    end with fewer than `s` latents.
 
     Args:
         x: activations, in the units of `b_dec`.
@@ -35,18 +39,27 @@ def pursue(
 
 @torch.no_grad()
 def pursue_all(
-    x: Float[Tensor, "b n"], W_dec: Float[Tensor, "M n"], b_dec: Float[Tensor, " n"], sizes: Sequence[int]
+    x: Float[Tensor, "b n"],
+    W_dec: Float[Tensor, "M n"],
+    b_dec: Float[Tensor, " n"],
+    sizes: Sequence[int],
 ) -> list[Float[Tensor, "b M"]]:
-    """`pursue` at several sizes for the cost of the largest: a longer pursuit begins with the rounds of a shorter."""
+    """`pursue` at several sizes for the cost of the largest: a longer pursuit begins with the
+    rounds of a shorter.
+    """
     M = len(W_dec)
     if not sizes or min(sizes) < 1 or max(sizes) > M:
-        raise ValueError(f"the number of latents s must be between 1 and M={M}, got {', '.join(map(str, sizes))}")
+        raise ValueError(
+            f"the number of latents s must be between 1 and M={M}, got {', '.join(map(str, sizes))}"
+        )
     parts = [_pursue(part - b_dec, W_dec, sizes) for part in x.split(CHUNK)]
     return [torch.cat(of_size) for of_size in zip(*parts, strict=True)]
 
 
 def _pursue(x: Tensor, W_dec: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """One chunk. Slot `r` of a token holds the latent chosen in round `r`, by index, and its code."""
+    """One chunk. Slot `r` of a token holds the latent chosen in round `r`, by index, and its
+    code.
+    """
 
     def decode(index: Tensor, a: Tensor) -> Tensor:  # sparse: only the rows of the support are read
         return embedding_bag(index, W_dec, per_sample_weights=a, mode="sum")
@@ -56,7 +69,9 @@ def _pursue(x: Tensor, W_dec: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     for r in range(max(sizes)):
         products = residual @ W_dec.T
         chosen = products.max(-1).indices  # several times the speed of argmax
-        known = ((index == chosen[:, None]) & (a > 0)).any(-1)  # in the support already, under an earlier slot
+        known = ((index == chosen[:, None]) & (a > 0)).any(
+            -1
+        )  # in the support already, under an earlier slot
         index[:, r] = chosen
         now, code = index[:, : r + 1], a[:, : r + 1]
         support = code > 0
@@ -77,11 +92,15 @@ def _pursue(x: Tensor, W_dec: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
 
 class ITO(nn.Module):
-    """An SAE whose encoder is replaced by gradient pursuit on its dictionary; encodes and decodes as an `SAE` does."""
+    """An SAE whose encoder is replaced by gradient pursuit on its dictionary; encodes and decodes
+    as an `SAE` does.
+    """
 
     def __init__(self, sae: SAE, s: int):
         if not 1 <= s <= len(sae.W_dec):
-            raise ValueError(f"the number of latents s must be between 1 and M={len(sae.W_dec)}, got {s}")
+            raise ValueError(
+                f"the number of latents s must be between 1 and M={len(sae.W_dec)}, got {s}"
+            )
         super().__init__()
         self.sae, self.s = copy.deepcopy(sae).eval().requires_grad_(False), s
 

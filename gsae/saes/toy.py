@@ -1,4 +1,6 @@
-"""Small worlds where the right answer is known: one latent (Fig. 2), a sparse dictionary, the mixture of Appendix F."""
+"""Small worlds where the right answer is known: one latent (Fig. 2), a sparse dictionary, the
+mixture of Appendix F.
+"""
 
 import math
 from dataclasses import dataclass
@@ -10,18 +12,22 @@ from torch import Tensor
 
 from gsae.saes.base import unit_rows
 
-# ---- One latent with target 1 (Fig. 2) ----------------------------------------------------------------------------
+# ---- One latent with target 1 (Fig. 2)
+# ----------------------------------------------------------------------------
 
 
 def one_latent(lam: float | Float[Tensor, "*k"]) -> Float[Tensor, "*k"]:
-    """The activation that minimises `(1 - f)^2 + lam * f` over `f >= 0`: `max(0, 1 - lam / 2)` (Fig. 2)."""
+    """The activation that minimises `(1 - f)^2 + lam * f` over `f >= 0`: `max(0, 1 - lam / 2)`
+    (Fig. 2).
+    """
     return (1 - torch.as_tensor(lam, dtype=torch.float64) / 2).clamp(min=0)
 
 
 def descend(
     lam: float | Float[Tensor, "*k"], steps: int = 200, lr: float = 0.1, start: float = 1.0
 ) -> Float[Tensor, "path *k"]:
-    """Gradient descent on the one-parameter SAE `f = relu(w)` with target 1 and penalty `lam * f` (Fig. 2).
+    """Gradient descent on the one-parameter SAE `f = relu(w)` with target 1 and penalty `lam * f`
+    (Fig. 2).
 
     Starts at `w = start`, by default the perfect reconstruction. Returns all activations `f`,
     `(steps + 1, *lam.shape)`, float64.
@@ -37,18 +43,24 @@ def descend(
     return torch.stack(path)
 
 
-# ---- Sparse data from a known dictionary --------------------------------------------------------------------------
+# ---- Sparse data from a known dictionary
+# --------------------------------------------------------------------------
 
-MAGNITUDES = {"uniform": (1.0, 13 / 12), "exponential": (1.0, 2.0), "constant": (1.0, 1.0)}  # mean, mean square
+MAGNITUDES = {
+    "uniform": (1.0, 13 / 12),
+    "exponential": (1.0, 2.0),
+    "constant": (1.0, 1.0),
+}  # mean, mean square
 
 
 @dataclass(frozen=True)
 class SparseData:
     """Activations `x = magnitudes @ dictionary + noise` whose dictionary and magnitudes are known.
 
-    Each of the `features` directions is on independently with probability `l0 / features`. Its magnitude is then drawn
-    from `magnitude`: "uniform" on [1/2, 3/2], "exponential" or "constant", all of mean 1. The whole is scaled so that
-    the mean squared norm of `x` is 1, noise included, as the activations of a language model are.
+    Each of the `features` directions is on independently with probability `l0 / features`. Its
+    magnitude is then drawn from `magnitude`: "uniform" on [1/2, 3/2], "exponential" or "constant",
+    all of mean 1. The whole is scaled so that the mean squared norm of `x` is 1, noise included, as
+    the activations of a language model are.
 
     Args:
         n: width of the activation.
@@ -71,11 +83,17 @@ class SparseData:
 
     def __post_init__(self):
         if self.magnitude not in MAGNITUDES:
-            raise ValueError(f"magnitude must be one of {', '.join(MAGNITUDES)}, got {self.magnitude!r}")
+            raise ValueError(
+                f"magnitude must be one of {', '.join(MAGNITUDES)}, got {self.magnitude!r}"
+            )
         if not 0 < self.l0 <= self.features:
-            raise ValueError(f"l0 must be above 0 and at most features={self.features}, got {self.l0}")
+            raise ValueError(
+                f"l0 must be above 0 and at most features={self.features}, got {self.l0}"
+            )
         if not 0 <= self.noise < 1:
-            raise ValueError(f"noise is a share of the squared norm, at least 0 and below 1, got {self.noise}")
+            raise ValueError(
+                f"noise is a share of the squared norm, at least 0 and below 1, got {self.noise}"
+            )
 
     @cached_property
     def dictionary(self) -> Float[Tensor, "features n"]:
@@ -84,18 +102,31 @@ class SparseData:
 
     @cached_property
     def scale(self) -> float:
-        """What a magnitude of mean 1 is multiplied by, so that the mean squared norm of `x` is 1 (exact)."""
+        """What a magnitude of mean 1 is multiplied by, so that the mean squared norm of `x` is 1
+        (exact).
+        """
         p, (mean, square) = self.l0 / self.features, MAGNITUDES[self.magnitude]
-        overlap = float(self.dictionary.sum(0).square().sum()) - self.features  # sum of d_i . d_j over i != j
-        return math.sqrt((1 - self.noise) / (self.features * p * square + p * p * mean * mean * overlap))
+        # sum of d_i . d_j over i != j
+        overlap = float(self.dictionary.sum(0).square().sum()) - self.features
+        return math.sqrt(
+            (1 - self.noise) / (self.features * p * square + p * p * mean * mean * overlap)
+        )
 
-    def sample(self, count: int, seed: int = 0) -> tuple[Float[Tensor, "count n"], Float[Tensor, "count features"]]:
-        """`count` activations and their true magnitudes, in the activations' own units (so `E|x|^2 = 1`)."""
+    def sample(
+        self, count: int, seed: int = 0
+    ) -> tuple[Float[Tensor, "count n"], Float[Tensor, "count features"]]:
+        """`count` activations and their true magnitudes, in the activations' own units (so `E|x|^2
+        = 1`).
+        """
         generator = torch.Generator().manual_seed(seed)
         shape = (count, self.features)
         on = torch.rand(shape, generator=generator) < self.l0 / self.features
         draw = torch.rand(shape, generator=generator)
-        size = {"uniform": draw + 0.5, "exponential": -torch.log1p(-draw), "constant": torch.ones(shape)}
+        size = {
+            "uniform": draw + 0.5,
+            "exponential": -torch.log1p(-draw),
+            "constant": torch.ones(shape),
+        }
         magnitudes = self.scale * on * size[self.magnitude]
         noise = math.sqrt(self.noise / self.n) * torch.randn(count, self.n, generator=generator)
         return magnitudes @ self.dictionary + noise, magnitudes
@@ -105,9 +136,9 @@ class SparseData:
 class Recovery:
     """How well a dictionary and its activations match the truth; one value for each true feature.
 
-    `latent`: the learned row of highest cosine; `cosine`: that cosine; `slope`: the least-squares slope, through the
-    origin, of that latent's activation on the true magnitude, over the samples where both are above 0 (nan if none):
-    1 without shrinkage, below 1 with it.
+    `latent`: the learned row of highest cosine; `cosine`: that cosine; `slope`: the least-squares
+    slope, through the origin, of that latent's activation on the true magnitude, over the samples
+    where both are above 0 (nan if none): 1 without shrinkage, below 1 with it.
     """
 
     latent: Int[Tensor, " features"]
@@ -115,7 +146,9 @@ class Recovery:
     slope: Float[Tensor, " features"]
 
     def summary(self, threshold: float = 0.9) -> dict[str, float]:
-        """Mean cosine, share of features found (cosine above `threshold`), and the mean slope of those found."""
+        """Mean cosine, share of features found (cosine above `threshold`), and the mean slope of
+        those found.
+        """
         found = (self.cosine > threshold) & self.slope.isfinite()
         return {
             "cosine": self.cosine.mean().item(),
@@ -130,10 +163,16 @@ def recovery(
     W_dec: Float[Tensor, "M n"],
     f: Float[Tensor, "count M"],
 ) -> Recovery:
-    """Match each true direction with the learned row nearest in cosine, and compare the magnitudes."""
+    """Match each true direction with the learned row nearest in cosine, and compare the
+    magnitudes.
+    """
     W_dec, f = W_dec.detach(), f.detach()
     norms = W_dec.norm(dim=1)
-    cosines = dictionary @ (W_dec / norms.clamp(min=1e-12)[:, None]).T / dictionary.norm(dim=1, keepdim=True)
+    cosines = (
+        dictionary
+        @ (W_dec / norms.clamp(min=1e-12)[:, None]).T
+        / dictionary.norm(dim=1, keepdim=True)
+    )
     cosine, latent = cosines.max(dim=1)
     estimate = f[:, latent] * norms[latent]
     both = (estimate > 0) & (magnitudes > 0)
@@ -141,30 +180,43 @@ def recovery(
     return Recovery(latent, cosine, slope)
 
 
-# ---- JumpReLU (Fig. 4, Appendix E) and the mixture of Appendix F --------------------------------------------------
+# ---- JumpReLU (Fig. 4, Appendix E) and the mixture of Appendix F
+# --------------------------------------------------
 
 ON_MEAN, ON_SD = 2.0, 0.5  # the projection when the feature is on; N(0, 1) when it is off
 
 
 def jump_relu(z: Float[Tensor, "*k"], theta: float | Float[Tensor, "*t"]) -> Float[Tensor, "*k"]:
-    """`z` above the threshold, else 0 (Eq. 16, Fig. 4). The magnitudes pass a ReLU, so a negative `theta` acts as 0."""
-    return torch.where(z > torch.as_tensor(theta, dtype=z.dtype).clamp(min=0), z, torch.zeros_like(z))
+    """`z` above the threshold, else 0 (Eq. 16, Fig. 4). The magnitudes pass a ReLU, so a negative
+    `theta` acts as 0.
+    """
+    return torch.where(
+        z > torch.as_tensor(theta, dtype=z.dtype).clamp(min=0), z, torch.zeros_like(z)
+    )
 
 
 def mixture(count: int, seed: int = 0) -> tuple[Float[Tensor, " count"], Bool[Tensor, " count"]]:
-    """Projections `z` and whether the feature is on, with probability 1/2 (Appendix F, Fig. 15a)."""
+    """Projections `z` and whether the feature is on, with probability 1/2 (Appendix F, Fig.
+    15a).
+    """
     generator = torch.Generator().manual_seed(seed)
     on = torch.rand(count, generator=generator, dtype=torch.float64) < 0.5
     z = torch.randn(count, generator=generator, dtype=torch.float64)
     return torch.where(on, ON_MEAN + ON_SD * z, z), on
 
 
-def relu_reconstruction(z: Float[Tensor, "*k"], t: float = 1.0, m: float = 2.0) -> Float[Tensor, "*k"]:
-    """`m (z - t)` above `t`, else 0: the threshold must also be the offset (Appendix F, Fig. 15b)."""
+def relu_reconstruction(
+    z: Float[Tensor, "*k"], t: float = 1.0, m: float = 2.0
+) -> Float[Tensor, "*k"]:
+    """`m (z - t)` above `t`, else 0: the threshold must also be the offset (Appendix F, Fig.
+    15b).
+    """
     return jump_reconstruction(z, t, m, t)
 
 
-def jump_reconstruction(z: Float[Tensor, "*k"], t: float = 1.0, m: float = 1.0, d: float = 0.0) -> Float[Tensor, "*k"]:
+def jump_reconstruction(
+    z: Float[Tensor, "*k"], t: float = 1.0, m: float = 1.0, d: float = 0.0
+) -> Float[Tensor, "*k"]:
     """`m (z - d)` above `t`, else 0, with `d <= t` (Appendix F, Fig. 15b).
 
     Raises:
@@ -180,12 +232,16 @@ def normal_cdf(z: float) -> float:
 
 
 def passing(on: bool, t: float = 1.0) -> float:
-    """Exact probability that the projection exceeds `t`, given the feature on or off (Appendix F)."""
+    """Exact probability that the projection exceeds `t`, given the feature on or off (Appendix
+    F).
+    """
     return normal_cdf((ON_MEAN - t) / ON_SD) if on else normal_cdf(-t)
 
 
 def squared_error(t: float, m: float, d: float) -> float:
-    """Exact mean of `(m (z - d) - z)^2` given the feature on and `z > t` (Appendix F); for a ReLU, `d = t`."""
+    """Exact mean of `(m (z - d) - z)^2` given the feature on and `z > t` (Appendix F); for a ReLU,
+    `d = t`.
+    """
     a = (t - ON_MEAN) / ON_SD
     hazard = math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / normal_cdf(-a)
     mean = ON_MEAN + ON_SD * hazard  # moments of a normal truncated from below

@@ -1,4 +1,6 @@
-"""What this machine computes on: processor or GPU, the dtype of its products, its compiler and its memory."""
+"""What this machine computes on: processor or GPU, the dtype of its products, its compiler and its
+memory.
+"""
 
 import os
 import shutil
@@ -9,13 +11,16 @@ import torch
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16, by oneDNN; without it no product in it is fast."""
+    """Whether this processor multiplies in bfloat16, by oneDNN; without it no product in it is
+    fast.
+    """
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def product_dtype(device: str) -> str:
-    """The dtype in which a device multiplies: float32 on GPUs without bf16 units, compute capability below 8.0, and on
-    processors without AVX-512 or the like, where a product in bf16 takes up to forty times as long.
+    """The dtype in which a device multiplies: float32 on GPUs without bf16 units, compute
+    capability below 8.0, and on processors without AVX-512 or the like, where a product in bf16
+    takes up to forty times as long.
     """
     if device.startswith("cuda"):
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -26,28 +31,45 @@ def product_dtype(device: str) -> str:
 
 def compiler() -> bool:
     """Whether `torch.compile` can work here; GSAE_COMPILE=0 turns it off."""
-    has = torch.cuda.is_available() or any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
+    has = torch.cuda.is_available() or any(
+        map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    )
     return os.environ.get("GSAE_COMPILE", "1") != "0" and bool(has)
 
 
 @cache
 def compiled(function: Callable) -> Callable:
-    torch._dynamo.config.recompile_limit = 1000  # each site has shapes of its own; past the limit it would run eagerly
+    torch._dynamo.config.recompile_limit = (
+        1000  # each site has shapes of its own; past the limit it would run eagerly
+    )
     return torch.compile(function, dynamic=False)
 
 
 def gpu_memory() -> int:
-    """Bytes of this process's GPU, in all: unlike those that are free, the same at every start. 0 without one."""
+    """Bytes of this process's GPU, in all: unlike those that are free, the same at every start. 0
+    without one.
+    """
     return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
 
 
 def machine() -> dict:
-    """What `plan.check` is told of the device that trains: its kind, the dtype of its products and, of a GPU, bytes
-    free and in all, its name, and whether the language model goes elsewhere.
+    """What `plan.check` is told of the device that trains: its kind, the dtype of its products and,
+    of a GPU, bytes free and in all, its name, and whether the language model goes elsewhere.
     """
     if not torch.cuda.is_available():
         return {"device": "cpu", "products": product_dtype("cpu")}
     free, total = torch.cuda.mem_get_info()
-    apart = os.environ.get("GSAE_LM_DEVICE") not in (None, "", "cuda", f"cuda:{torch.cuda.current_device()}")
-    return {"device": "cuda", "gpu_free": free, "gpu_memory": total, "card": torch.cuda.get_device_name(),
-            "apart": apart, "products": product_dtype("cuda")}  # fmt: skip
+    apart = os.environ.get("GSAE_LM_DEVICE") not in (
+        None,
+        "",
+        "cuda",
+        f"cuda:{torch.cuda.current_device()}",
+    )
+    return {
+        "device": "cuda",
+        "gpu_free": free,
+        "gpu_memory": total,
+        "card": torch.cuda.get_device_name(),
+        "apart": apart,
+        "products": product_dtype("cuda"),
+    }

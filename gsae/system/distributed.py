@@ -1,8 +1,8 @@
 """Several processes on one sweep: `torchrun --nproc-per-node N -m gsae run …`.
 
-The harvest is split over ranks by blocks. With at least as many stacks as ranks, each rank trains stacks of its own;
-with fewer, all ranks train one stack after another, each on its slice of every batch, with gradients averaged.
-A process alone never loads torch.distributed.
+The harvest is split over ranks by blocks. With at least as many stacks as ranks, each rank trains
+stacks of its own; with fewer, all ranks train one stack after another, each on its slice of every
+batch, with gradients averaged. A process alone never loads torch.distributed.
 """
 
 import atexit
@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-STEP = timedelta(minutes=30)  # longest wait for another rank inside training: all take the same step
+STEP = timedelta(
+    minutes=30
+)  # longest wait for another rank inside training: all take the same step
 TURN = timedelta(hours=48)  # longest wait for another rank's share of the work
 
 
@@ -35,7 +37,9 @@ class Alone:
         return list(flags)
 
     def barrier(self, what: str) -> None:
-        """Wait until every rank is here. Raises RankError, naming `what` was waited for, when one never comes."""
+        """Wait until every rank is here. Raises RankError, naming `what` was waited for, when one
+        never comes.
+        """
 
     def share(self, count: int) -> tuple[int, int]:
         """The part of `count` items, first and last + 1, that this rank takes."""
@@ -46,7 +50,9 @@ class Alone:
         return x
 
     def mean(self, grads: dict, terms: dict, stats: dict) -> tuple[dict, dict, dict]:
-        """Gradients, terms, `l0`, `fired` and `spoiled` of the global batch, from each rank's slice."""
+        """Gradients, terms, `l0`, `fired` and `spoiled` of the global batch, from each rank's
+        slice.
+        """
         return grads, terms, stats
 
     def same(self, tensors: Sequence[Tensor]) -> None:
@@ -69,7 +75,10 @@ class Ranks(Alone):
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             if local >= torch.cuda.device_count():
-                raise RankError(f"rank {local} of this node has no GPU: it has {torch.cuda.device_count()}. Lower N")
+                raise RankError(
+                    f"rank {local} of this node has no GPU: it has {torch.cuda.device_count()}. "
+                    "Lower N"
+                )
             torch.cuda.set_device(local)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if on_gpu else "gloo", timeout=STEP)
@@ -89,10 +98,13 @@ class Ranks(Alone):
         try:
             self.dist.monitored_barrier(self.patient, TURN)
         except RuntimeError as error:
-            raise RankError(f"rank {self.rank} waited for {what}, and another rank never came: {error}") from error
+            raise RankError(
+                f"rank {self.rank} waited for {what}, and another rank never came: {error}"
+            ) from error
 
     def share(self, count):
-        # The first node's ranks alone: they write into one memory map, which network disks do not keep coherent.
+        # The first node's ranks alone: they write into one memory map, which network disks do not
+        # keep coherent.
         ranks = min(self.node, self.world)
         if self.rank >= ranks:
             return count, count
@@ -101,7 +113,8 @@ class Ranks(Alone):
     def slice(self, x):
         if len(x) % self.world:
             raise RankError(
-                f"a batch of {len(x):,} rows cannot be shared evenly by {self.world} ranks: start a number of them "
+                f"a batch of {len(x):,} rows cannot be shared evenly by {self.world} ranks: start "
+                "a number of them "
                 "that divides it"
             )
         return x.chunk(self.world)[self.rank]
@@ -110,13 +123,23 @@ class Ranks(Alone):
         parts = [*grads.values(), *terms.values(), stats["l0"], stats["fired"], stats["spoiled"]]
         flat = torch.cat([t.float().flatten() for t in parts])  # in float32: sums in bf16 lose bits
         self.dist.all_reduce(flat)
-        sums = iter([p.view(t.shape) for p, t in zip(flat.split([t.numel() for t in parts]), parts, strict=True)])
+        sums = iter(
+            [
+                p.view(t.shape)
+                for p, t in zip(flat.split([t.numel() for t in parts]), parts, strict=True)
+            ]
+        )
         grads = {k: next(sums) / self.world for k in grads}
         terms = {k: next(sums) / self.world for k in terms}
         return (
             grads,
             terms,
-            {**stats, "l0": next(sums) / self.world, "fired": next(sums) > 0, "spoiled": next(sums) > 0},
+            {
+                **stats,
+                "l0": next(sums) / self.world,
+                "fired": next(sums) > 0,
+                "spoiled": next(sums) > 0,
+            },
         )
 
     def same(self, tensors):
@@ -130,7 +153,9 @@ class Ranks(Alone):
 
 
 def start() -> Alone:
-    """The ranks that torchrun started, or ALONE. Ranks other than the first then print nothing to stdout."""
+    """The ranks that torchrun started, or ALONE. Ranks other than the first then print nothing to
+    stdout.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or "RANK" not in os.environ:
         return ALONE
     return _join()

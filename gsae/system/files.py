@@ -1,4 +1,6 @@
-"""Files written whole or not at all, and data files that are checked as they are read. Standard library only."""
+"""Files written whole or not at all, and data files that are checked as they are read. Standard
+library only.
+"""
 
 import hashlib
 import json
@@ -14,15 +16,18 @@ SEGMENT = 2**22  # bytes under one checksum
 
 
 class WriteError(OSError):
-    """A file could not be written, as on a full disk; names the file and what to do. Nothing half-written is left."""
+    """A file could not be written, as on a full disk; names the file and what to do. Nothing
+    half-written is left.
+    """
 
 
 @contextmanager
 def replacing(path: Path, *errors: type[Exception]) -> Iterator[Path]:
-    """A temporary name to write to, renamed to `path` at the end: a kill at any moment leaves the old file or the new.
+    """A temporary name to write to, renamed to `path` at the end: a kill at any moment leaves the
+    old file or the new.
 
-    Raises WriteError in place of an OSError (or of `errors`) inside; the temporary file is then gone, the old one is
-    as it was.
+    Raises WriteError in place of an OSError (or of `errors`) inside; the temporary file is then
+    gone, the old one is as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -33,7 +38,8 @@ def replacing(path: Path, *errors: type[Exception]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         if isinstance(error, (OSError, *errors)):
             raise WriteError(
-                f"cannot write {path}: {error}. What was finished before is intact: make room, or move the cache with "
+                f"cannot write {path}: {error}. What was finished before is intact: make room, or "
+                "move the cache with "
                 "GSAE_CACHE, and run the same command to go on"
             ) from error
         raise
@@ -50,10 +56,11 @@ def digest(value: dict) -> str:
 
 
 def reserve(path: Path, size: int) -> None:
-    """A file of `size` bytes whose blocks are the file's own, so that writing into its memory map cannot fail later.
+    """A file of `size` bytes whose blocks are the file's own, so that writing into its memory map
+    cannot fail later.
 
-    Without the reservation a disk that fills up meanwhile would end the process by a signal, with no message.
-    Raises WriteError where the disk is full; the file is then gone.
+    Without the reservation a disk that fills up meanwhile would end the process by a signal, with
+    no message. Raises WriteError where the disk is full; the file is then gone.
     """
     try:
         with open(path, "wb") as file:
@@ -62,35 +69,48 @@ def reserve(path: Path, size: int) -> None:
             file.truncate(size)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise WriteError(f"cannot reserve {size:,} bytes for {path}: {error}. Make room, or set GSAE_CACHE") from error
+        raise WriteError(
+            f"cannot reserve {size:,} bytes for {path}: {error}. Make room, or set GSAE_CACHE"
+        ) from error
 
 
 def checksums(path: Path, segment: int = SEGMENT) -> dict:
     """CRC-32 of each segment of a file, and the segments' length."""
     with open(path, "rb") as file:
-        return {"segment": segment, "crc32": [zlib.crc32(part) for part in iter(lambda: file.read(segment), b"")]}
+        return {
+            "segment": segment,
+            "crc32": [zlib.crc32(part) for part in iter(lambda: file.read(segment), b"")],
+        }
 
 
 class Checked:
     """A data file whose segments are compared with their checksums, each the first time it is read.
 
-    A whole check when a file is opened would read all of it, minutes for 40 GB. This way every byte that is used has
-    been checked, the cost (about a GB/s) is spread over the reading, and a resumed run pays only for what it reads.
+    A whole check when a file is opened would read all of it, minutes for 40 GB. This way every byte
+    that is used has been checked, the cost (about a GB/s) is spread over the reading, and a resumed
+    run pays only for what it reads.
     """
 
     def __init__(self, path: Path, sums: dict, error: type[Exception], remedy: str):
-        self.path, self.segment, self.sums = path, sums.get("segment", SEGMENT), sums.get("crc32", [])
+        self.path, self.segment, self.sums = (
+            path,
+            sums.get("segment", SEGMENT),
+            sums.get("crc32", []),
+        )
         self.left, self.error, self.remedy = set(range(len(self.sums))), error, remedy
 
     def check(self, start: int, stop: int) -> None:
-        """Check the segments that hold bytes `start` to `stop`; raises `error`, naming file and place."""
+        """Check the segments that hold bytes `start` to `stop`; raises `error`, naming file and
+        place.
+        """
         for i in range(start // self.segment, -(-stop // self.segment)):
             if i in self.left:
                 with open(self.path, "rb") as file:
                     file.seek(i * self.segment)
                     if zlib.crc32(file.read(self.segment)) != self.sums[i]:
                         raise self.error(
-                            f"{self.path} is damaged in its {self.segment:,} bytes from byte {i * self.segment:,} on: "
+                            f"{self.path} is damaged in its {self.segment:,} bytes from byte "
+                            f"{i * self.segment:,} on: "
                             f"they differ from those written: {self.remedy}"
                         )
                 self.left.discard(i)

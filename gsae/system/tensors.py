@@ -1,4 +1,6 @@
-"""Tensors on disk: safetensors with a json state beside them, written whole or not at all, checked when read."""
+"""Tensors on disk: safetensors with a json state beside them, written whole or not at all, checked
+when read.
+"""
 
 import json
 from pathlib import Path
@@ -16,7 +18,8 @@ class CheckpointError(RuntimeError):
 
 
 def write(path: Path, tensors: dict[str, Tensor], state: dict) -> None:
-    """Write tensors and a json state to one file; a kill at any moment leaves the old file or the new one.
+    """Write tensors and a json state to one file; a kill at any moment leaves the old file or the
+    new one.
 
     Raises gsae.system.files.WriteError where the disk is full; the old file is then as it was.
     """
@@ -34,11 +37,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
             state = json.loads((file.metadata() or {})["gsae"])
             tensors = {k: file.get_tensor(k) for k in file.keys()}
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}. Delete the file; it will be made again") from error
-    digest = state.pop("sum", None)
-    if digest not in (checksum(tensors, state), checksum(tensors)):  # older files: of the tensors alone
         raise CheckpointError(
-            f"{path} is damaged: its bytes differ from those written. Delete the file; it will be made again"
+            f"cannot read {path}: {error}. Delete the file; it will be made again"
+        ) from error
+    digest = state.pop("sum", None)
+    if digest not in (
+        checksum(tensors, state),
+        checksum(tensors),
+    ):  # older files: of the tensors alone
+        raise CheckpointError(
+            f"{path} is damaged: its bytes differ from those written. Delete the file; it will be "
+            "made again"
         )
     return tensors, state
 
@@ -49,7 +58,9 @@ def state(path: Path) -> dict:
         with safe_open(path, framework="pt") as file:
             return json.loads((file.metadata() or {})["gsae"])
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}. Delete the file; it will be made again") from error
+        raise CheckpointError(
+            f"cannot read {path}: {error}. Delete the file; it will be made again"
+        ) from error
 
 
 def checksum(tensors: dict[str, Tensor], state: dict | None = None) -> str:
@@ -59,5 +70,7 @@ def checksum(tensors: dict[str, Tensor], state: dict | None = None) -> str:
     digest = hashlib.sha256(b"" if state is None else json.dumps(state, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(
+            tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        )
     return digest.hexdigest()

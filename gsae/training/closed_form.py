@@ -1,12 +1,12 @@
 """Hand-derived gradients of the two losses of the paper: the fast path of `gsae.training.loop`.
 
-Seven dense products a step for the Gated SAE (14 n M operations a sample), five for the baseline (10 n M). Products in
-bfloat16 where asked, everything else in float32; the element-wise parts between products are what `torch.compile`
-fuses. Latents come first, `(…, M, batch)`: every sum over the batch then runs along memory, which makes the
-element-wise parts ten times as fast on CPUs. Written for any leading dimensions of the parameters, so that one SAE and
-a stack share the code, and for two ways to multiply: `Dense`, and `gsae.training.sparse_products.Open` where few
-    latents are on. The
-plain classes remain the definition: tests compare every gradient.
+Seven dense products a step for the Gated SAE (14 n M operations a sample), five for the baseline
+(10 n M). Products in bfloat16 where asked, everything else in float32; the element-wise parts
+between products are what `torch.compile` fuses. Latents come first, `(…, M, batch)`: every sum over
+the batch then runs along memory, which makes the element-wise parts ten times as fast on CPUs.
+Written for any leading dimensions of the parameters, so that one SAE and a stack share the code,
+and for two ways to multiply: `Dense`, and `gsae.training.sparse_products.Open` where few latents
+are on. The plain classes remain the definition: tests compare every gradient.
 """
 
 from collections.abc import Callable
@@ -22,18 +22,24 @@ def column(b: Tensor) -> Tensor:
 
 
 def gated_codes(p, q, b_gate, r_mag, b_mag, magnitude_l1, dtype):
-    """Activations of both decodes (Eqs 6, 7); per latent, the penalised sum and how often the latent is on."""
+    """Activations of both decodes (Eqs 6, 7); per latent, the penalised sum and how often the
+    latent is on.
+    """
     pi_gate, pi_mag = p.float() + column(b_gate), q.float() * column(r_mag.exp()) + column(b_mag)
     a, f = torch.relu(pi_gate), torch.relu(pi_mag) * (pi_gate > 0)
     return f.to(dtype), a.to(dtype), (a + f if magnitude_l1 else a).sum(-1), (f > 0).float().sum(-1)
 
 
 def gated_back(p, q, g_rec, g_aux, b_gate, r_mag, b_mag, penalty, magnitude_l1, dtype):
-    """Gradients at `p` (through the gate, and, where `q` is `p`, the magnitudes), at `q`, the biases and `r_mag`."""
+    """Gradients at `p` (through the gate, and, where `q` is `p`, the magnitudes), at `q`, the
+    biases and `r_mag`.
+    """
     tied, scale = q is p, column(r_mag.exp())
     p, q, g_mag = p.float(), q.float(), g_rec.float()
     is_open = p + column(b_gate) > 0
-    g_mag = (g_mag + penalty if magnitude_l1 else g_mag) * (is_open & (q * scale + column(b_mag) > 0))
+    g_mag = (g_mag + penalty if magnitude_l1 else g_mag) * (
+        is_open & (q * scale + column(b_mag) > 0)
+    )
     g_gate = (penalty if g_aux is None else g_aux.float() + penalty) * is_open
     h = (g_gate + g_mag * scale).to(dtype) if tied else g_gate.to(dtype)
     h_mag = None if tied else (g_mag * scale).to(dtype)
@@ -51,7 +57,9 @@ def baseline_back(p, back, b_enc, penalty, dtype):
 
 
 def errors(decoded, b_dec, x, dtype):
-    """Error of one decode, times 2 / batch as gradients need it, its sum over the batch, and its square by row."""
+    """Error of one decode, times 2 / batch as gradients need it, its sum over the batch, and its
+    square by row.
+    """
     e = decoded.float() + b_dec.unsqueeze(-2) - x
     return (e * (2 / x.shape[-2])).to(dtype), e.sum(-2) * (2 / x.shape[-2]), e.square().sum(-1)
 
@@ -92,16 +100,21 @@ def closed_form(
 ) -> Callable[..., Gradients] | None:
     """The gradient function of `arch` with its switches, or None where only autograd knows it.
 
-    `fuse` wraps each element-wise part (`torch.compile`, or nothing). `choose` takes the encoder's product and the bias
-    that opens a latent and returns the way to multiply (`gsae.training.sparse_products.chooser`); `Dense` where there
-    is none. The function takes parameters with any leading dimensions, `x: (batch, n)`, `lam` broadcast over `(…, 1,
-        1)` and the
-    dtype of the products, and returns gradients (those of matrices in that dtype), loss terms and statistics as
-    `losses(…, return_stats=True)` does, terms and `l0` of the leading dimensions' shape.
+    `fuse` wraps each element-wise part (`torch.compile`, or nothing). `choose` takes the encoder's
+    product and the bias that opens a latent and returns the way to multiply
+    (`gsae.training.sparse_products.chooser`); `Dense` where there is none. The function takes
+    parameters with any leading dimensions, `x: (batch, n)`, `lam` broadcast over `(…, 1, 1)` and
+    the dtype of the products, and returns gradients (those of matrices in that dtype), loss terms
+    and statistics as `losses(…, return_stats=True)` does, terms and `l0` of the leading dimensions'
+    shape.
     """
     make = {"gated": gated, "baseline": baseline}.get(arch)
     dense = Dense(fuse)
-    return make(fuse, choose or (lambda p, bias: dense), **switches) if make and switches.get("step", True) else None
+    return (
+        make(fuse, choose or (lambda p, bias: dense), **switches)
+        if make and switches.get("step", True)
+        else None
+    )
 
 
 def statistics(on: Tensor, batch: int, error: Tensor) -> dict[str, Tensor]:
@@ -113,9 +126,15 @@ def through(W: Tensor, h_sum: Tensor) -> Tensor:
 
 
 def gated(
-    fuse: Callable, choose: Callable, tie="r_mag", freeze="both", auxiliary=True, step=True, centre_grad=True,
+    fuse: Callable,
+    choose: Callable,
+    tie="r_mag",
+    freeze="both",
+    auxiliary=True,
+    step=True,
+    centre_grad=True,
     magnitude_l1=False,
-) -> Callable[..., Gradients]:  # fmt: skip
+) -> Callable[..., Gradients]:
     errors_of = fuse(errors)
 
     def gradients(w: dict[str, Tensor], x: Tensor, lam: Tensor, dtype: torch.dtype) -> Gradients:
@@ -131,7 +150,10 @@ def gated(
         f, a, penalised, on = at.fuse(gated_codes)(p, q, *vectors, magnitude_l1, dtype)
         e, e_sum, error = errors_of(at.decode(f, W_dec), w["b_dec"], x, dtype)
         sparsity = penalised.sum(-1) / batch
-        terms = {"reconstruction": error.mean(-1), "sparsity": lam.reshape(sparsity.shape) * sparsity}
+        terms = {
+            "reconstruction": error.mean(-1),
+            "sparsity": lam.reshape(sparsity.shape) * sparsity,
+        }
         g_aux = None
         if auxiliary:
             e_aux, e_aux_sum, error_aux = errors_of(at.decode(a, W_dec), w["b_dec"], x, dtype)
@@ -151,8 +173,12 @@ def gated(
             grads["W_dec"] = grads["W_dec"] + at.to_decoder(a, e_aux)
         if auxiliary and freeze in ("none", "W_dec"):
             grads["b_dec"] = grads["b_dec"] + e_aux_sum
-        if centre_grad:  # as the encoder's centring, b_dec feels all that reaches the pre-activations
-            grads["b_dec"] = grads["b_dec"] - through(w["W_gate"], at_p if tie == "none" else at_p + at_q)
+        if (
+            centre_grad
+        ):  # as the encoder's centring, b_dec feels all that reaches the pre-activations
+            grads["b_dec"] = grads["b_dec"] - through(
+                w["W_gate"], at_p if tie == "none" else at_p + at_q
+            )
             if tie == "none":
                 grads["b_dec"] = grads["b_dec"] - through(w["W_mag"], at_q)
         return grads, terms, statistics(on, batch, error)
@@ -180,7 +206,10 @@ def baseline(fuse: Callable, choose: Callable) -> Callable[..., Gradients]:
             "b_enc": b_enc,
         }
         sparsity = f_sum.sum(-1) / batch
-        terms = {"reconstruction": error.mean(-1), "sparsity": lam.reshape(sparsity.shape) * sparsity}
+        terms = {
+            "reconstruction": error.mean(-1),
+            "sparsity": lam.reshape(sparsity.shape) * sparsity,
+        }
         return grads, terms, statistics(on, batch, error)
 
     return gradients

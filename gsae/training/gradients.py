@@ -12,14 +12,17 @@ from gsae.training.sparse_products import chooser
 
 
 def autograd_form(template: SAE, fuse: Callable = lambda f: f) -> Callable:
-    """The gradient function of any architecture, from its `losses`: slower than a closed form, and its definition.
+    """The gradient function of any architecture, from its `losses`: slower than a closed form, and
+    its definition.
 
     `fuse` wraps the losses, whose backward pass `torch.compile` then fuses as well.
     """
     module = _Losses(template)
 
     def losses(leaves, x, lam):
-        terms, stats = torch.func.functional_call(module, {f"sae.{k}": v for k, v in leaves.items()}, (x, lam))
+        terms, stats = torch.func.functional_call(
+            module, {f"sae.{k}": v for k, v in leaves.items()}, (x, lam)
+        )
         return sum(terms.values()), terms, stats
 
     losses = fuse(losses)
@@ -28,8 +31,14 @@ def autograd_form(template: SAE, fuse: Callable = lambda f: f) -> Callable:
         template.product_dtype = dtype
         leaves = {k: v.detach().requires_grad_() for k, v in w.items()}
         total, terms, stats = losses(leaves, x, lam.reshape(()))
-        grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(leaves, grads, strict=True)), {k: v.detach() for k, v in terms.items()}, stats
+        grads = torch.autograd.grad(
+            total, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        return (
+            dict(zip(leaves, grads, strict=True)),
+            {k: v.detach() for k, v in terms.items()},
+            stats,
+        )
 
     return gradients
 
@@ -44,10 +53,13 @@ class _Losses(torch.nn.Module):
 
 
 @cache
-def gradient_form(arch: str, switches: tuple, n: int, M: int, fast: bool, sparse: bool = True) -> Callable:
-    """The function of (parameters, x, lambda, dtype) that gives gradients, terms and statistics: the closed form where
-    there is one for these switches, else autograd's. Where `fast`, element-wise parts and losses are compiled;
-    without `sparse` the products are dense at any width and density (`gsae.training.sparse_products`).
+def gradient_form(
+    arch: str, switches: tuple, n: int, M: int, fast: bool, sparse: bool = True
+) -> Callable:
+    """The function of (parameters, x, lambda, dtype) that gives gradients, terms and statistics:
+    the closed form where there is one for these switches, else autograd's. Where `fast`,
+    element-wise parts and losses are compiled; without `sparse` the products are dense at any width
+    and density (`gsae.training.sparse_products`).
     """
     fuse = compiled if fast else lambda f: f
     closed = closed_form(arch, fuse, chooser(fuse, M) if sparse else None, **dict(switches))

@@ -1,4 +1,6 @@
-"""The one training loop. It trains a stack of SAEs, equal but for lambda, on one stream of activations."""
+"""The one training loop. It trains a stack of SAEs, equal but for lambda, on one stream of
+activations.
+"""
 
 import math
 import signal
@@ -24,9 +26,14 @@ STOP_EVERY = 16  # steps after which ranks on GPUs agree whether to stop
 
 
 def fit(
-    stack: Stack, batches: Batches, checkpoint: Path | None = None, every: float = 60, bar: bool | None = None
+    stack: Stack,
+    batches: Batches,
+    checkpoint: Path | None = None,
+    every: float = 60,
+    bar: bool | None = None,
 ) -> list[SAE]:
-    """Train a stack to its last step and return its SAEs; with `checkpoint`, resume from and save to that file.
+    """Train a stack to its last step and return its SAEs; with `checkpoint`, resume from and save
+    to that file.
 
     Args:
         stack: what to train.
@@ -36,13 +43,18 @@ def fit(
 
     Raises:
         Diverged: on a NaN or an infinity.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the step is finished and the checkpoint written; says where.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the step is finished and the checkpoint
+            written; says where.
         gsae.system.files.WriteError: where the disk is full; the checkpoint before is as it was.
     """
     plan, ranks = stack.plan, stack.ranks
     if checkpoint:
         stack.resume(checkpoint)
-    log_every, saved, label = max(1, -(-plan.steps // 200)), time.monotonic(), f"{plan.arch} x{len(plan.lams)}"
+    log_every, saved, label = (
+        max(1, -(-plan.steps // 200)),
+        time.monotonic(),
+        f"{plan.arch} x{len(plan.lams)}",
+    )
     hide = (None if bar is None else not bar) if ranks.first else True
 
     def save() -> None:
@@ -53,7 +65,9 @@ def fit(
     with (
         Reader(batches, plan) as reader,
         stop_flag() as stopped,
-        tqdm(total=plan.steps, initial=stack.step, desc=label, unit="step", disable=hide) as progress,
+        tqdm(
+            total=plan.steps, initial=stack.step, desc=label, unit="step", disable=hide
+        ) as progress,
     ):
         while stack.step < plan.steps:
             step = stack.step
@@ -65,17 +79,30 @@ def fit(
             if step % log_every == 0 or stack.step == plan.steps:
                 stack.verdict()
                 dead = (stack.silent >= plan.window).float().mean(1)
-                columns = [terms.get(c, torch.zeros_like(dead)).tolist() for c in stack.columns[4:8]] + [dead.tolist()]
+                columns = [
+                    terms.get(c, torch.zeros_like(dead)).tolist() for c in stack.columns[4:8]
+                ] + [dead.tolist()]
                 head = [step, stack.step * plan.batch]
-                stack.curve.append([[*head, lam * plan.lam_share(step), plan.lr_at(step), *values]
-                                    for lam, *values in zip(plan.lams, *columns, strict=True)])  # fmt: skip
+                stack.curve.append(
+                    [
+                        [*head, lam * plan.lam_share(step), plan.lr_at(step), *values]
+                        for lam, *values in zip(plan.lams, *columns, strict=True)
+                    ]
+                )
                 progress.set_postfix(l0=f"{terms['l0'].mean():.0f}", dead=f"{dead.mean():.0%}")
             progress.update()
-            together = ranks.world == 1 or plan.device == "cpu" or step % STOP_EVERY == 0  # a wait for the device
+            # a wait for the device
+            together = ranks.world == 1 or plan.device == "cpu" or step % STOP_EVERY == 0
             if together and ranks.any(stopped.is_set()):
                 save()
-                kept = f"kept in {checkpoint}; the same command goes on from it" if checkpoint else "nothing is kept"
-                raise KeyboardInterrupt(f"stopped after {stack.step:,} of {plan.steps:,} steps: {kept}")
+                kept = (
+                    f"kept in {checkpoint}; the same command goes on from it"
+                    if checkpoint
+                    else "nothing is kept"
+                )
+                raise KeyboardInterrupt(
+                    f"stopped after {stack.step:,} of {plan.steps:,} steps: {kept}"
+                )
             if checkpoint and time.monotonic() - saved > every:
                 save()
                 saved = time.monotonic()
@@ -84,7 +111,8 @@ def fit(
 
 
 class Reader:
-    """Batches, each read by one background thread while the step before it is computed, and never past the end.
+    """Batches, each read by one background thread while the step before it is computed, and never
+    past the end.
 
     Every read is in that thread, in order: a `Batches` function need not bear two at a time.
     """
@@ -94,7 +122,11 @@ class Reader:
 
     def __enter__(self) -> "Reader":
         gpu = self.plan.device.startswith("cuda")  # a thread has a current GPU of its own
-        start = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if gpu else {}
+        start = (
+            {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)}
+            if gpu
+            else {}
+        )
         self.thread = ThreadPoolExecutor(1, "batches", **start)
         return self
 
@@ -109,7 +141,9 @@ class Reader:
         return self.thread.submit(self._read, step).result()
 
     def take(self, step: int) -> Tensor:
-        """The batch of `step`; the next one is read meanwhile. What reading raises is raised here, at its step."""
+        """The batch of `step`; the next one is read meanwhile. What reading raises is raised here,
+        at its step.
+        """
         ahead, self.ahead = self.ahead, None
         x = (ahead or self.thread.submit(self._read, step)).result()
         if step + 1 < self.plan.steps:
@@ -119,7 +153,8 @@ class Reader:
 
 @contextmanager
 def stop_flag() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that no update is cut in half; a second one stops at once.
+    """An event that Ctrl-C and SIGTERM set, so that no update is cut in half; a second one stops at
+    once.
 
     Handlers are a matter of the main thread: elsewhere the event is never set.
     """
@@ -164,8 +199,8 @@ def train(
 ):
     """Train an SAE on your own activations; with a list of lambdas, one for each, together.
 
-    The activations are divided by one constant so that their mean squared norm is 1 (D1); it is kept as
-    `sae.about["scale"]`: encode `x * scale`.
+    The activations are divided by one constant so that their mean squared norm is 1 (D1); it is
+    kept as `sae.about["scale"]`: encode `x * scale`.
 
     Args:
         x: activations, `(tokens, n)`.
@@ -184,7 +219,9 @@ def train(
             "pass a smaller batch="
         )
     if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
+        raise ValueError(
+            f"unknown architecture {arch!r}: expected one of {', '.join(ARCHITECTURES)}"
+        )
     lams = (lam,) if isinstance(lam, int | float) else tuple(lam)
     scale = float(x.double().square().sum(-1).mean().rsqrt())
     per_epoch, n = len(x) // batch, x.shape[1]
@@ -196,10 +233,22 @@ def train(
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     plan = Plan(
-        arch, n, M or 4 * n, lams, math.ceil(epochs * per_epoch), batch, lr, seed, tuple(sorted(switches.items())),
-        resample=resample, device=device, dtype=product_dtype(device),
-    )  # fmt: skip
-    saes = [sae.to(x.device) for sae in fit(Stack(plan), batches, bar=bar)]  # where it can be used on x at once
+        arch,
+        n,
+        M or 4 * n,
+        lams,
+        math.ceil(epochs * per_epoch),
+        batch,
+        lr,
+        seed,
+        tuple(sorted(switches.items())),
+        resample=resample,
+        device=device,
+        dtype=product_dtype(device),
+    )
+    saes = [
+        sae.to(x.device) for sae in fit(Stack(plan), batches, bar=bar)
+    ]  # where it can be used on x at once
     for sae in saes:
         sae.about = {"scale": scale}
     return saes[0] if isinstance(lam, int | float) else saes

@@ -1,4 +1,6 @@
-"""After training: rescale & shift of a frozen baseline (section 5.2, Fig. 9), and small activations pruned."""
+"""After training: rescale & shift of a frozen baseline (section 5.2, Fig. 9), and small activations
+pruned.
+"""
 
 import copy
 from collections.abc import Iterable
@@ -16,7 +18,9 @@ LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 class Posthoc(nn.Module):
-    """A frozen SAE whose activations are changed afterwards; encodes and decodes as an `SAE` does."""
+    """A frozen SAE whose activations are changed afterwards; encodes and decodes as an `SAE`
+    does.
+    """
 
     def __init__(self, sae: SAE):
         super().__init__()
@@ -44,10 +48,11 @@ class Posthoc(nn.Module):
 class Pruned(Posthoc):
     """An SAE whose activations at or below one threshold are set to 0.
 
-    One threshold serves all latents, in units of the activations: rows of the dictionary are unit vectors, so `f_i` is
-    the length of what latent `i` adds to the reconstruction, and a global threshold removes first what matters least
-    to the squared error. A threshold relative to each latent's own scale would spare the faint latents, whose
-    activations cost L0 as any other's. A threshold of 0 is the SAE itself.
+    One threshold serves all latents, in units of the activations: rows of the dictionary are unit
+    vectors, so `f_i` is the length of what latent `i` adds to the reconstruction, and a global
+    threshold removes first what matters least to the squared error. A threshold relative to each
+    latent's own scale would spare the faint latents, whose activations cost L0 as any other's. A
+    threshold of 0 is the SAE itself.
     """
 
     def __init__(self, sae: SAE, threshold: float):
@@ -67,12 +72,13 @@ class Pruned(Posthoc):
 
 
 class RescaleShift(Posthoc):
-    """A frozen baseline SAE with a new scale and bias for each latent's magnitude (section 5.2, Fig. 9).
+    """A frozen baseline SAE with a new scale and bias for each latent's magnitude (section 5.2,
+    Fig. 9).
 
-    `1[f_i > threshold] * relu(exp(r_mag) * (x - b_dec) @ W_enc + b_mag)`, with `f` the baseline's own activations:
-    encoder, support, dictionary and `b_dec` stay as they are. It starts at `r_mag = 0`, `b_mag = b_enc`, which is the
-    baseline exactly. A latent of the support may be turned off by its new magnitude, never one outside turned on, so
-    L0 can fall and has to be measured anew.
+    `1[f_i > threshold] * relu(exp(r_mag) * (x - b_dec) @ W_enc + b_mag)`, with `f` the baseline's
+    own activations: encoder, support, dictionary and `b_dec` stay as they are. It starts at `r_mag
+    = 0`, `b_mag = b_enc`, which is the baseline exactly. A latent of the support may be turned off
+    by its new magnitude, never one outside turned on, so L0 can fall and has to be measured anew.
 
     Args:
         sae: the baseline; a copy is kept.
@@ -84,7 +90,9 @@ class RescaleShift(Posthoc):
 
     def __init__(self, sae: BaselineSAE, threshold: float = 0.0):
         if not isinstance(sae, BaselineSAE):
-            raise TypeError(f"rescale & shift is defined for a BaselineSAE, got {type(sae).__name__}")
+            raise TypeError(
+                f"rescale & shift is defined for a BaselineSAE, got {type(sae).__name__}"
+            )
         if threshold < 0:
             raise ValueError(f"the threshold is an activation, at least 0, got {threshold}")
         super().__init__(sae)
@@ -103,8 +111,8 @@ class RescaleShift(Posthoc):
         return on * torch.relu(self.r_mag.exp() * pre + self.b_mag)
 
     def summary(self) -> dict[str, float | list[float]]:
-        """What a result file keeps of it: quantiles of `r_mag` and of the shift `b_mag - b_enc` over the latents that
-        were moved (a latent that never fired keeps its start)."""
+        """What a result file keeps of it: quantiles of `r_mag` and of the shift `b_mag - b_enc`
+        over the latents that were moved (a latent that never fired keeps its start)."""
         r, shift = self.r_mag.detach(), (self.b_mag - self.sae.b_enc).detach()
         moved = (r != 0) | (shift != 0)
         at = torch.tensor(LEVELS, dtype=torch.float64)
@@ -114,14 +122,21 @@ class RescaleShift(Posthoc):
             "quantile_levels": [*LEVELS],
         }
         for name, values in (("r_mag", r), ("b_shift", shift)):
-            kept = values[moved].double().cpu() if moved.any() else torch.zeros(1, dtype=torch.float64)
-            out |= {f"{name}_mean": float(kept.mean()), f"{name}_quantiles": kept.quantile(at).tolist()}
+            kept = (
+                values[moved].double().cpu() if moved.any() else torch.zeros(1, dtype=torch.float64)
+            )
+            out |= {
+                f"{name}_mean": float(kept.mean()),
+                f"{name}_quantiles": kept.quantile(at).tolist(),
+            }
         return out
 
 
 @torch.no_grad()
 def gradients(model: RescaleShift, x: Float[Tensor, "b n"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the mean squared error at `r_mag` and `b_mag`, by hand, and the error: three dense products."""
+    """Gradients of the mean squared error at `r_mag` and `b_mag`, by hand, and the error: three
+    dense products.
+    """
     sae = model.sae
     pre, on = model.paths(x)
     scale = model.r_mag.exp()
@@ -143,10 +158,12 @@ def rescale_shift(
     decay: float = 0.5,
     bar: bool | None = None,
 ) -> RescaleShift:
-    """Train `RescaleShift` on reconstruction alone, in float32; deterministic, and `sae` is left as it was.
+    """Train `RescaleShift` on reconstruction alone, in float32; deterministic, and `sae` is left as
+    it was.
 
-    At the optimum no common factor on the activations helps, so gamma about the frozen `b_dec` is 1; gamma itself
-    (Eq. 9, about 0) is near 1 as far as `b_dec` is near 0 or the baseline near unbiased.
+    At the optimum no common factor on the activations helps, so gamma about the frozen `b_dec` is
+    1; gamma itself (Eq. 9, about 0) is near 1 as far as `b_dec` is near 0 or the baseline near
+    unbiased.
 
     Args:
         sae: the frozen baseline.
@@ -161,10 +178,14 @@ def rescale_shift(
     model = RescaleShift(sae, threshold)
     device = model.b_dec.device
     state = [(p.data, torch.zeros_like(p)) for p in (model.r_mag, model.b_mag)]
-    for step in tqdm(range(steps), desc="rescale & shift", unit="step", disable=None if bar is None else not bar):
+    for step in tqdm(
+        range(steps), desc="rescale & shift", unit="step", disable=None if bar is None else not bar
+    ):
         *grads, error = gradients(model, batches(step).to(device))
         if not error.isfinite():
-            raise Diverged(f"rescale & shift, step {step}: the error is {float(error)}; lower lr, now {lr:g}")
+            raise Diverged(
+                f"rescale & shift, step {step}: the error is {float(error)}; lower lr, now {lr:g}"
+            )
         rate = torch.tensor(lr * min(1.0, (steps - step) / max(1.0, decay * steps)), device=device)
         age = torch.tensor(step + 1.0, device=device)
         for (p, v), g in zip(state, grads, strict=True):
@@ -176,17 +197,20 @@ def rescale_shift(
 def pruning_threshold(
     sae: SAE, batches: Iterable[Tensor], *, l0: float | None = None, increase: float | None = None
 ) -> float:
-    """The threshold of `Pruned` that, on training batches, gives a stated L0 or a stated loss of reconstruction.
+    """The threshold of `Pruned` that, on training batches, gives a stated L0 or a stated loss of
+    reconstruction.
 
     Args:
         sae: any SAE.
         batches: a few `(batch, n)` tensors of training activations (never of the evaluation set).
         l0: activations a token to keep, at most; the threshold is 0 where the SAE has no more.
-        increase: relative increase of the mean squared error to allow, say 0.01. The largest threshold within it is
-            found by bisection, to 0.01 of L0; the error is taken to rise with the threshold, as it does once trained.
+        increase: relative increase of the mean squared error to allow, say 0.01. The largest
+            threshold within it is found by bisection, to 0.01 of L0; the error is taken to rise
+            with the threshold, as it does once trained.
 
     Raises:
-        ValueError: unless exactly one of `l0` and `increase` is given, above 0, and there are batches.
+        ValueError: unless exactly one of `l0` and `increase` is given, above 0, and there are
+            batches.
     """
     if (l0 is None) == (increase is None) or not (l0 or increase or 0) > 0:
         raise ValueError(f"give either l0 or increase, above 0, got l0={l0}, increase={increase}")
@@ -205,7 +229,10 @@ def pruning_threshold(
         return sum(float((sae.decode(f * (f > threshold)) - x).square().sum()) for f, x in pairs)
 
     allowed = error(0.0) * (1 + increase)
-    low, high = 0, len(values)  # keeping the `high` largest is within the allowance, keeping `low` is taken not to be
+    low, high = (
+        0,
+        len(values),
+    )  # keeping the `high` largest is within the allowance, keeping `low` is taken not to be
     while high - low > max(1, tokens // 100):  # to 0.01 of L0
         middle = (low + high) // 2
         low, high = (low, middle) if error(float(values[middle])) <= allowed else (middle, high)

@@ -1,4 +1,6 @@
-"""What a stack trains and when: its settings, and the schedules of lambda, of the rate and of resampling."""
+"""What a stack trains and when: its settings, and the schedules of lambda, of the rate and of
+resampling.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +10,9 @@ from gsae.saes import ARCHITECTURES, SAE
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stack trains: its architecture, one lambda a run, and the schedules, all over `steps` steps."""
+    """What a stack trains: its architecture, one lambda a run, and the schedules, all over `steps`
+    steps.
+    """
 
     arch: str
     n: int
@@ -33,7 +37,9 @@ class Plan:
 
     @property
     def window(self) -> int:
-        """Steps of silence that make a latent dead: half the interval between resamplings (Bricken et al.)."""
+        """Steps of silence that make a latent dead: half the interval between resamplings (Bricken
+        et al.).
+        """
         first = self.events[0] if self.events else round(0.15 * self.steps)
         return max(1, first // 2)
 
@@ -42,7 +48,9 @@ class Plan:
         return min(1.0, (step + 1) / max(1, round(self.lam_warmup * self.steps)))
 
     def lr_at(self, step: int) -> float:
-        """Learning rate: cosine from 0.1x to 1x at the start and after resampling (D7), linear to 0 at the end (D6)."""
+        """Learning rate: cosine from 0.1x to 1x at the start and after resampling (D7), linear to 0
+        at the end (D6).
+        """
         warm = min(self.lr_warmup, self.steps // 50)
         since = step - max([e for e in self.events if e <= step], default=0)
         rise = 0.1 + 0.45 * (1 - math.cos(math.pi * since / warm)) if since < warm else 1.0

@@ -1,8 +1,9 @@
 """The closed forms' products only where latents are on, which soon is one place in hundreds.
 
-Of the seven dense products of a gated step only the encoder's is left; decodes and gradients of weights are sums of
-gathered rows (`embedding_bag`), and what comes back through the decoder is one inner product an open place. Rows are
-gathered in the dtype of the products and summed in float32, as a dense product does. Every sum has a fixed order.
+Of the seven dense products of a gated step only the encoder's is left; decodes and gradients of
+weights are sums of gathered rows (`embedding_bag`), and what comes back through the decoder is one
+inner product an open place. Rows are gathered in the dtype of the products and summed in float32,
+as a dense product does. Every sum has a fixed order.
 """
 
 from collections.abc import Callable
@@ -14,12 +15,16 @@ from torch.nn.functional import embedding_bag
 from gsae.training.closed_form import Dense, column
 
 LEAST_M = 1024  # narrower SAEs are always dense
-SHARE = {"cpu": 1 / 16}  # of the places: at most so many open ones are gathered; other devices were not measured
+SHARE = {
+    "cpu": 1 / 16
+}  # of the places: at most so many open ones are gathered; other devices were not measured
 CHUNK = 8192  # places at a time where nothing is compiled, as their rows are then written out
 
 
 def opened(p: Tensor, bias: Tensor) -> Tensor:
-    """Where `p + bias > 0`: above the largest number of p's dtype that is not, which is compared as it is stored."""
+    """Where `p + bias > 0`: above the largest number of p's dtype that is not, which is compared as
+    it is stored.
+    """
     bar = (-bias).to(p.dtype)
     below = bar.nextafter(torch.full_like(bar, -torch.inf))
     return p > column(torch.where(bar.float() > -bias, below, bar))
@@ -30,11 +35,11 @@ def inner(W: Tensor, rows: Tensor, latent: Tensor, sample: Tensor) -> Tensor:
 
 
 def chooser(fuse: Callable, M: int) -> Callable[[Tensor, Tensor], Dense] | None:
-    """What `closed_form` takes as `choose`: `Open` while at most `SHARE` of the places are open, else `Dense`. None for
-    an SAE of less than `LEAST_M` latents.
+    """What `closed_form` takes as `choose`: `Open` while at most `SHARE` of the places are open,
+    else `Dense`. None for an SAE of less than `LEAST_M` latents.
 
-    It looks at each batch anew, so that the choice follows from weights and data alone: a resumed run repeats it. The
-    count is read from the device, which `nonzero` would wait for in any case.
+    It looks at each batch anew, so that the choice follows from weights and data alone: a resumed
+    run repeats it. The count is read from the device, which `nonzero` would wait for in any case.
     """
     dense = Dense(fuse)
 
@@ -42,7 +47,11 @@ def chooser(fuse: Callable, M: int) -> Callable[[Tensor, Tensor], Dense] | None:
         if p.device.type not in SHARE:
             return dense
         is_open = opened(p, bias)
-        return Open(is_open, fuse) if is_open.count_nonzero() <= SHARE[p.device.type] * p.numel() else dense
+        return (
+            Open(is_open, fuse)
+            if is_open.count_nonzero() <= SHARE[p.device.type] * p.numel()
+            else dense
+        )
 
     return choose if M >= LEAST_M else None
 
@@ -58,14 +67,19 @@ def places(is_open: Tensor) -> Tensor:
 
 
 class Open(Dense):
-    """One SAE's products over the places that are open in `is_open: (M, batch)`; codes are `(places, 1)`, by latent."""
+    """One SAE's products over the places that are open in `is_open: (M, batch)`; codes are
+    `(places, 1)`, by latent.
+    """
 
     def __init__(self, is_open: Tensor, fuse: Callable):
         M, batch = is_open.shape
         self.flat = places(is_open)
         self.latent, self.sample = self.flat // batch, self.flat % batch
         self.order = self.sample.argsort(stable=True)  # by sample
-        ends = torch.arange(M, device=is_open.device) * batch, torch.arange(batch, device=is_open.device)
+        ends = (
+            torch.arange(M, device=is_open.device) * batch,
+            torch.arange(batch, device=is_open.device),
+        )
         self.of_latent = torch.searchsorted(self.flat, ends[0])  # where each one's places begin
         self.of_sample = torch.searchsorted(self.sample[self.order], ends[1])
         self.inner = fuse(inner) if len(self.flat) > 1 else inner
@@ -74,7 +88,9 @@ class Open(Dense):
                 torch._dynamo.mark_dynamic(index, 0)
 
     @staticmethod
-    def fuse(part: Callable) -> Callable:  # few numbers, another count of them at each step: not worth a compilation
+    def fuse(
+        part: Callable,
+    ) -> Callable:  # few numbers, another count of them at each step: not worth a compilation
         return part
 
     def pick(self, p: Tensor) -> Tensor:
@@ -101,7 +117,9 @@ class Open(Dense):
         return torch.cat([inner(W_dec, e, *at) for at in chunks])
 
     def to_decoder(self, f: Tensor, e: Tensor) -> Tensor:
-        return embedding_bag(self.sample, e, self.of_latent, mode="sum", per_sample_weights=f.squeeze(1))
+        return embedding_bag(
+            self.sample, e, self.of_latent, mode="sum", per_sample_weights=f.squeeze(1)
+        )
 
     def to_encoder(self, u: Tensor, h: Tensor) -> Tensor:
         return self.to_decoder(h, u).mT

@@ -27,25 +27,36 @@ class Diverged(RuntimeError):
 
 
 class Stack:
-    """K SAEs in training: parameters `(K, …)`, Adam's second moments, ages, silence counters and the curve.
+    """K SAEs in training: parameters `(K, …)`, Adam's second moments, ages, silence counters and
+    the curve.
 
-    With `ranks`, each process takes its slice of every batch, and gradients are averaged: all hold the same stack.
+    With `ranks`, each process takes its slice of every batch, and gradients are averaged: all hold
+    the same stack.
     """
 
     def __init__(self, plan: Plan, ranks: Alone = ALONE):
         self.plan, self.step, self.curve, self.ranks = plan, 0, [], ranks
         sae, K = plan.sae(), len(plan.lams)
         self.encoder, self.latent = sae.ENCODER, tuple(k for k in sae.LATENT if hasattr(sae, k))
-        self.w = {k: v.detach().repeat(K, *[1] * v.dim()).to(plan.device) for k, v in sae.named_parameters()}
+        self.w = {
+            k: v.detach().repeat(K, *[1] * v.dim()).to(plan.device)
+            for k, v in sae.named_parameters()
+        }
         self.v = {k: torch.zeros_like(v) for k, v in self.w.items()}
-        self.age = torch.zeros(K, plan.M, device=plan.device)  # Adam steps of each latent since its last resampling
-        self.silent = torch.zeros(K, plan.M, device=plan.device)  # steps since each latent last fired
+        self.age = torch.zeros(
+            K, plan.M, device=plan.device
+        )  # Adam steps of each latent since its last resampling
+        self.silent = torch.zeros(
+            K, plan.M, device=plan.device
+        )  # steps since each latent last fired
         self.lam = torch.tensor(plan.lams, device=plan.device)
-        # Reading a term is a wait for the device: on a GPU the first bad step is noted there and read now and then.
+        # Reading a term is a wait for the device: on a GPU the first bad step is noted there and
+        # read now and then.
         self.deferred, self.faults, self.spoiled = not plan.device.startswith("cpu"), None, None
 
     columns = CURVE
-    sparse = True  # whether products may be sparse where that is faster: see gsae.training.sparse_products
+    # whether products may be sparse where that is faster: see gsae.training.sparse_products
+    sparse = True
 
     @property
     def fast(self) -> bool:  # a compilation of some 20 s pays only on longer runs
@@ -56,7 +67,10 @@ class Stack:
         plan, dtype = self.plan, getattr(torch, self.plan.dtype)
         gradients = gradient_form(plan.arch, plan.switches, plan.n, plan.M, self.fast, self.sparse)
         fuse = compiled if self.fast else lambda f: f
-        share, lr = plan.lam_share(self.step), torch.full((), plan.lr_at(self.step), device=plan.device)
+        share, lr = (
+            plan.lam_share(self.step),
+            torch.full((), plan.lr_at(self.step), device=plan.device),
+        )
         age = torch.full((), self.step + 1.0, device=plan.device)
         self.age += 1
         rows = []
@@ -79,7 +93,9 @@ class Stack:
         return {key: torch.stack([r[key] for r in rows]) for key in rows[0]}
 
     def check(self, x: Tensor, terms: dict[str, Tensor]) -> None:
-        """Raise Diverged where a term of this step is not finite; on a GPU note it for `verdict`."""
+        """Raise Diverged where a term of this step is not finite; on a GPU note it for
+        `verdict`.
+        """
         bad = ~torch.stack(list(terms.values())).isfinite()
         if not self.deferred and not bad.any():
             return
@@ -93,7 +109,9 @@ class Stack:
             self.verdict()
 
     def verdict(self) -> None:
-        """Raise Diverged, naming step, run and term, where `check` saw a NaN or an infinity in any step so far."""
+        """Raise Diverged, naming step, run and term, where `check` saw a NaN or an infinity in any
+        step so far.
+        """
         if self.faults is None or not (self.faults >= 0).any():
             return
         step = int(self.faults[self.faults >= 0].min())
@@ -105,7 +123,9 @@ class Stack:
         )
 
     def resample(self, batches: Batches) -> None:
-        """Give dead latents a new start on badly reconstructed inputs: see `gsae.training.resampling`."""
+        """Give dead latents a new start on badly reconstructed inputs: see
+        `gsae.training.resampling`.
+        """
         resample(self, batches)
         self.ranks.same([*self.w.values(), *self.v.values(), self.age, self.silent])
 
@@ -125,13 +145,16 @@ class Stack:
         files.write(path, {**tensors, "age": self.age, "silent": self.silent}, state)
 
     def resume(self, path: Path) -> bool:
-        """Go on from a checkpoint of the same plan; False where there is none. Raises CheckpointError on another's."""
+        """Go on from a checkpoint of the same plan; False where there is none. Raises
+        CheckpointError on another's.
+        """
         if not path.exists():
             return False
         tensors, state = files.read(path)
         if state["plan"] != repr(self.plan):
             raise files.CheckpointError(
-                f"{path} is of another sweep: {state['plan']}, not {self.plan}. Delete it to start anew"
+                f"{path} is of another sweep: {state['plan']}, not {self.plan}. Delete it to "
+                "start anew"
             )
         for part in ("w", "v"):
             for k, t in getattr(self, part).items():

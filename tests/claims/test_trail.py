@@ -1,4 +1,6 @@
-"""From verdicts and sweeps to the files behind them: all there, none invented; and the sweeps' figures."""
+"""From verdicts and sweeps to the files behind them: all there, none invented; and the sweeps'
+figures.
+"""
 
 import json
 import re
@@ -23,7 +25,9 @@ FILE = re.compile(re.escape(gsae.REPO) + r"/blob/main/(book/evidence/[^\"]+\.jso
 
 @pytest.fixture(scope="module")
 def pages():
-    """Every claim's section, from the evidence in the repository; no bootstrap, as no number is looked at."""
+    """Every claim's section, from the evidence in the repository; no bootstrap, as no number is
+    looked at.
+    """
     with pytest.MonkeyPatch.context() as patch:
         found = dict.fromkeys(("estimate", "low", "high", "t_low", "t_high"), 0.1) | {"seeds": 1}
         patch.setattr(intervals, "by_seed", lambda *args, **options: found)
@@ -51,7 +55,9 @@ def test_every_verdict_with_runs_reaches_files_that_exist_with_their_commits_and
         if not on_record:
             without.add(anchor)
             continue
-        assert len(listed) == int(on_record[1]) and text.count("<tr><td>") == int(on_record[2]), anchor
+        assert len(listed) == int(on_record[1]) and text.count("<tr><td>") == int(on_record[2]), (
+            anchor
+        )
         for path, name in listed:
             origin = json.loads((CHECKOUT / path).read_text())
             origin = origin.get("provenance", origin)
@@ -60,10 +66,23 @@ def test_every_verdict_with_runs_reaches_files_that_exist_with_their_commits_and
         assert "gsae run " in text or "make bench" in text
         trained = any(path.split("/")[3] in sweeps.EXPERIMENTS for path, _ in listed)
         assert trained == bool(re.search(r"^gsae audit \w{12} --scale cpu$", text, re.M)), anchor
-    exact = {"claim-fig-2", "claim-eqs-6-to-8-figs-3-16-17", "claim-app-e-fig-4", "claim-app-f-fig-15"}
-    assert exact <= without and not without & {"claim-fig-5", "claim-fig-6", "claim-fig-8-decoder", "claim-fig-10"}
+    exact = {
+        "claim-fig-2",
+        "claim-eqs-6-to-8-figs-3-16-17",
+        "claim-app-e-fig-4",
+        "claim-app-f-fig-15",
+    }
+    assert exact <= without and not without & {
+        "claim-fig-5",
+        "claim-fig-6",
+        "claim-fig-8-decoder",
+        "claim-fig-10",
+    }
     for anchor in exact:
-        assert "gsae.claims.method." in pages[anchor][1] and "/blob/main/tests/test_claims.py" in pages[anchor][1]
+        assert (
+            "gsae.claims.method." in pages[anchor][1]
+            and "/blob/main/tests/test_claims.py" in pages[anchor][1]
+        )
 
 
 def test_the_runs_of_figure_5_are_those_of_its_sweep_the_missing_ones_too(pages):
@@ -87,12 +106,17 @@ def test_a_result_brings_its_parent_and_what_is_missing_is_said(own_folder):
     df = evidence_page.files([follow_ups.table("ito", "neurons", "smoke")])
     assert not df["id"].duplicated().any() and set(r.id for r in runs) < set(df["id"])
     assert list(df["id"][df["status"] == "done"]) == [made.stem, path.stem]
-    assert df.set_index("id")["l0"].dropna().to_dict() == pytest.approx({made.stem: 9.5, path.stem: 5.0})
+    assert df.set_index("id")["l0"].dropna().to_dict() == pytest.approx(
+        {made.stem: 9.5, path.stem: 5.0}
+    )
     html = evidence_page.table(df, "../files")
     row = next(line for line in html.splitlines() if made.stem in line)
     assert "<td>9.5</td>" in row and "<code>abababa</code>" in row and "<td>done</td>" in row
     assert f'<a href="../files/smoke/ito/{made.stem}.json">json</a>' in row
-    assert f'<a href="{gsae.REPO}/blob/main/book/evidence/smoke/ito/{made.stem}.json">{made.stem}</a>' in row
+    assert (
+        f'<a href="{gsae.REPO}/blob/main/book/evidence/smoke/ito/{made.stem}.json">{made.stem}</a>'
+        in row
+    )
     absent = next(line for line in html.splitlines() if runs[1].id in line)
     assert "<td>missing</td>" in absent and "<a " not in absent
     assert evidence_page.commands(df) == [
@@ -104,7 +128,10 @@ def test_a_result_brings_its_parent_and_what_is_missing_is_said(own_folder):
 def test_the_known_dictionary_lists_what_is_missing(own_folder):
     of = next(c for c in claims.CLAIMS if c.item == "ours")
     text = evidence_page.claim(of, "smoke", "../")
-    assert re.search(r"^0 of [1-9]\d* files on record", text, re.M) and "gsae run known --scale smoke" in text
+    assert (
+        re.search(r"^0 of [1-9]\d* files on record", text, re.M)
+        and "gsae run known --scale smoke" in text
+    )
 
 
 def test_what_all_rows_share_is_said_once_and_the_tree_is_named(own_folder):
@@ -115,9 +142,17 @@ def test_what_all_rows_share_is_said_once_and_the_tree_is_named(own_folder):
     html = evidence_page.table(df, "x")
     assert "<th>tree</th>" in html and "uncommitted changes" in html and "<td>clean</td>" in html
     first = html[: html.index("<table")]
-    assert "All 2: " in first and "site mlp_out" in first and "layer 8" in first and "/commit/" in first
+    assert (
+        "All 2: " in first
+        and "site mlp_out" in first
+        and "layer 8" in first
+        and "/commit/" in first
+    )
     df.at[0, "provenance"] = df.at[0, "provenance"] | {"carried": {"from": "aaa", "run": "b<b"}}
-    assert "<td>carried over from aaa, of run b&lt;b</td>" in evidence_page.table(df, "x") and "carried" not in html
+    assert (
+        "<td>carried over from aaa, of run b&lt;b</td>" in evidence_page.table(df, "x")
+        and "carried" not in html
+    )
     assert "<th>site</th>" not in html and "<th>site</th>" in evidence_page.table(df.iloc[:1], "x")
 
 
@@ -141,7 +176,10 @@ def test_a_verdict_notes_what_it_rests_on_only_inside_the_block():
 
 
 def test_every_run_of_a_scale_is_on_the_page_of_its_home(own_folder):
-    shown = {name: pd.concat(evidence_page.sweep(name, "cpu").values()) for name in evidence_page.sweeps("cpu")}
+    shown = {
+        name: pd.concat(evidence_page.sweep(name, "cpu").values())
+        for name in evidence_page.sweeps("cpu")
+    }
     for name in sweeps.EXPERIMENTS:
         for run in sweeps.runs(name, "cpu")[::9]:
             assert run.id in set(shown[sweeps.home(run, "cpu")]["id"])
@@ -149,13 +187,18 @@ def test_every_run_of_a_scale_is_on_the_page_of_its_home(own_folder):
 
 def test_the_readme_leads_to_the_published_page():
     base = yaml.safe_load((CHECKOUT / "_config.yml").read_text())["html"]["baseurl"]
-    assert readme.PAGE == f"{base}book/evidence_by_claim.html" and (CHECKOUT / "book/evidence_by_claim.md").exists()
+    assert (
+        readme.PAGE == f"{base}book/evidence_by_claim.html"
+        and (CHECKOUT / "book/evidence_by_claim.md").exists()
+    )
 
 
 def finished(run, l0=12.0, counts=(0, 2, 7, 2), dead=0, steps=5):
     """A finished run as a row of a table, with its training curve and density."""
     i = np.arange(1, steps + 1)
-    curve = pd.DataFrame({"tokens": 1e5 * i, "reconstruction": 1 / i, "l0": l0 * i, "sparsity": 0.1 * i})
+    curve = pd.DataFrame(
+        {"tokens": 1e5 * i, "reconstruction": 1 / i, "l0": l0 * i, "sparsity": 0.1 * i}
+    )
     density = {"edges": [-4.0, -3.0, -2.0, -1.0, 0.0], "counts": list(counts), "dead": dead}
     fields = {**vars(run), "id": run.id, "scale": "cpu", "status": "done"}
     return fields | {"l0": l0, "curve": curve, "density": density, "provenance": {}}
@@ -173,7 +216,10 @@ def sweep(lams=(0.1, 0.3, 0.9), missing=True, **switches):
 TABLES = {
     "a missing run": (sweep(), 5),
     "a single run": (sweep().iloc[:1], 1),
-    "a run whose latents are all dead": (pd.DataFrame([finished(Run(M=11), 0.0, (0, 0, 0, 0), 11)]), 1),
+    "a run whose latents are all dead": (
+        pd.DataFrame([finished(Run(M=11), 0.0, (0, 0, 0, 0), 11)]),
+        1,
+    ),
     "no run": (sweep().iloc[1:2], 0),
 }
 
@@ -188,9 +234,16 @@ def test_figures_of_a_sweep_draw(kind, case):
     figure.canvas.draw()
     foot = figure.get_supxlabel()
     assert "scale cpu" in foot and "1.02 M tokens" in foot and "single seed" in foot
-    assert ("MISSING: 1 of" in foot) == (len(df) > count) == ("MISSING: 1 of" in sweep_figures.alt(df, shows))
+    assert (
+        ("MISSING: 1 of" in foot)
+        == (len(df) > count)
+        == ("MISSING: 1 of" in sweep_figures.alt(df, shows))
+    )
     drawn = [
-        p for axes in figure.axes for p in (*axes.patches, *axes.lines) if len(getattr(p, "get_xdata", list)()) > 1
+        p
+        for axes in figure.axes
+        for p in (*axes.patches, *axes.lines)
+        if len(getattr(p, "get_xdata", list)()) > 1
     ]
     if kind == "curves":  # a line a run in each panel
         assert len(drawn) == count * len(figure.axes)
@@ -207,7 +260,9 @@ def test_dead_latents_are_counted_at_the_side():
     (axes,) = figure.axes
     assert "3 of 14 latents never fired" in axes.get_title()
     (x,), (y,) = next(line.get_data() for line in axes.lines if len(line.get_xdata()) == 1)
-    assert y == pytest.approx(3 / 14) and x < -3.0 and axes.get_xticklabels()[0].get_text() == "never"
+    assert (
+        y == pytest.approx(3 / 14) and x < -3.0 and axes.get_xticklabels()[0].get_text() == "never"
+    )
     assert axes.get_xlim()[0] < x
 
 
@@ -218,18 +273,25 @@ def test_a_line_a_series_with_the_setting_that_varies_and_shades_by_lambda():
     ]  # fmt: skip
     alone = both[both["arch"] == "baseline"]
     assert [line.label for line in sweep_figures.lines(alone)] == ["baseline, same width"]
-    rates = pd.DataFrame([finished(Run(lr=lr, lam=lam)) for lr in (1e-3, 3e-4) for lam in (0.1, 0.2)])
+    rates = pd.DataFrame(
+        [finished(Run(lr=lr, lam=lam)) for lr in (1e-3, 3e-4) for lam in (0.1, 0.2)]
+    )
     found = sweep_figures.lines(rates)
     assert [line.label for line in found] == ["gated, lr 0.001", "gated, lr 0.0003"]
     assert len({line.dash for line in found}) == 2 and len({line.colour for line in found}) == 1
     widths = pd.DataFrame([finished(Run(M=m, lam=lam)) for m in (14, 28) for lam in (0.1, 0.2)])
     assert [line.label for line in sweep_figures.lines(widths)] == ["gated, M 14", "gated, M 28"]
-    strengths = [strength for _, strength in sweep_figures.shaded(sweep_figures.lines(sweep(missing=False))[0])]
+    strengths = [
+        strength
+        for _, strength in sweep_figures.shaded(sweep_figures.lines(sweep(missing=False))[0])
+    ]
     assert strengths == sorted(strengths) and strengths[0] < strengths[-1] == 1
 
 
 def test_the_map_names_what_is_off_its_axis():
-    df = pd.DataFrame([finished(Run(auxiliary=False, lam=lam), l0) for lam, l0 in ((0.1, 30.0), (0.4, 0.0))])
+    df = pd.DataFrame(
+        [finished(Run(auxiliary=False, lam=lam), l0) for lam, l0 in ((0.1, 30.0), (0.4, 0.0))]
+    )
     figure = sweep_figures.lambda_map(df)
     (legend,) = figure.legends
     assert "1 with L0 0: off the axis" in legend.get_texts()[0].get_text()

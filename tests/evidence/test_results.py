@@ -31,15 +31,22 @@ def test_round_trip():
     assert path != other and result_files.find("controls", SETTINGS, "smoke") == path
     assert result_files.find("controls", SETTINGS | {"increase": 0.5}, "smoke") is None
     df = result_files.load("controls", "smoke")
-    assert list(df["increase"]) == [0.005, 0.01] and list(df["status"]) == ["done", "done"]  # sorted by settings
+    assert list(df["increase"]) == [0.005, 0.01] and list(df["status"]) == [
+        "done",
+        "done",
+    ]  # sorted by settings
     assert list(df["file"]) == [f"controls/{p.name}" for p in (other, path)]
     assert len(df["sums"][0]["l0"]) == 128 and df["quantiles"][0] == [0.1, 0.2]
     again = result_files.read_result(path)
-    assert again["settings"] == SETTINGS and again["provenance"]["commit"] == provenance.git("rev-parse", "HEAD")
+    assert again["settings"] == SETTINGS and again["provenance"]["commit"] == provenance.git(
+        "rev-parse", "HEAD"
+    )
 
 
 def test_order_of_settings_does_not_matter():
-    assert result_files.result_id("a", {"x": 1, "y": 2}, 1) == result_files.result_id("a", {"y": 2, "x": 1}, 1)
+    assert result_files.result_id("a", {"x": 1, "y": 2}, 1) == result_files.result_id(
+        "a", {"y": 2, "x": 1}, 1
+    )
     kinds = {
         result_files.result_id(*k)
         for k in (("a", {"x": 1}, 1), ("b", {"x": 1}, 1), ("a", {"x": 2}, 1), ("a", {"x": 1}, 2))
@@ -87,7 +94,9 @@ def test_what_may_not_be_written(tmp_path):
 
 def test_run_files_of_the_same_folder_are_left_out_and_older_recipes_labelled(monkeypatch):
     path = write()
-    path.with_name("aaaaaaaaaaaa.json").write_text('{"schema": 1, "recipe": 1, "id": "aaaaaaaaaaaa", "run": {}}')
+    path.with_name("aaaaaaaaaaaa.json").write_text(
+        '{"schema": 1, "recipe": 1, "id": "aaaaaaaaaaaa", "run": {}}'
+    )
     assert len(result_files.load("controls", "smoke")) == 1
     monkeypatch.setitem(result_files.RECIPES, "controls", 2)
     assert list(result_files.load("controls", "smoke")["status"]) == ["old recipe"]

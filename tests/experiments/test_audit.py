@@ -1,4 +1,6 @@
-"""The audit: which runs it picks, that it trains them anew and touches nothing, and which wrong numbers it catches."""
+"""The audit: which runs it picks, that it trains them anew and touches nothing, and which wrong
+numbers it catches.
+"""
 
 import json
 import os
@@ -20,7 +22,9 @@ from gsae.evidence.run import Run, grid, wider
 from gsae.experiments import retrain, runner, site
 from gsae.training.schedule import Plan
 
-RUNS = grid(replace(BASE, resample=()), lam=LAMS) + [wider(replace(BASE, resample=()))]  # three in a stack, one alone
+RUNS = grid(replace(BASE, resample=()), lam=LAMS) + [
+    wider(replace(BASE, resample=()))
+]  # three in a stack, one alone
 PAGE = Path(__file__).parents[2] / "book/how_to_run.md"
 
 
@@ -46,7 +50,11 @@ def world(finished, tmp_path, monkeypatch):
 
 
 def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix != ".lock"
+    }
 
 
 def gsae(*words):
@@ -54,7 +62,9 @@ def gsae(*words):
 
 
 def forge(run: Run, /, **changes):
-    """Edit a run's file as its whole record: fields of it, or sums by a factor, with the metrics that follow."""
+    """Edit a run's file as its whole record: fields of it, or sums by a factor, with the metrics
+    that follow.
+    """
     file = run_files.find(run.id, "smoke")
     record = json.loads(file.read_text())
     for name, change in changes.items():
@@ -62,7 +72,9 @@ def forge(run: Run, /, **changes):
             record["sums"][name] = (np.array(record["sums"][name]) * change).tolist()
         else:
             record[name] |= change
-    record["metrics"] |= stats.ratios({k: np.array(v) for k, v in record["sums"].items()}) | changes.get("metrics", {})
+    record["metrics"] |= stats.ratios(
+        {k: np.array(v) for k, v in record["sums"].items()}
+    ) | changes.get("metrics", {})
     record["id"] = Run.of(record["run"]).id
     file.unlink()
     file.with_name(f"{record['id']}.json").write_text(json.dumps(record))
@@ -75,7 +87,10 @@ def test_runs_trained_anew_agree_and_nothing_is_touched(world, capsys):
     assert gsae("--runs", "4") == 0
     assert contents(world) == before
     out, err = capsys.readouterr()
-    assert all(out.count(r.id) == 1 + len(retrain.TOLERANCES) for r in RUNS) and "4 of 4 runs agree" in out
+    assert (
+        all(out.count(r.id) == 1 + len(retrain.TOLERANCES) for r in RUNS)
+        and "4 of 4 runs agree" in out
+    )
     assert "FAIL" not in out and out.count("pass") == 4 * len(retrain.TOLERANCES)
     record = run_files.read(run_files.find(RUNS[0].id, "smoke"))
     assert record["provenance"]["commit"][:7] in out and provenance.commit()[:7] in out
@@ -86,7 +101,10 @@ def test_activations_are_harvested_where_there_are_none(world, capsys):
     evidence_before = contents(world / "evidence")
     shutil.rmtree(world / "cache/activations")
     assert gsae(RUNS[0].id) == 0
-    assert "harvested anew" in capsys.readouterr().err and contents(world / "evidence") == evidence_before
+    assert (
+        "harvested anew" in capsys.readouterr().err
+        and contents(world / "evidence") == evidence_before
+    )
 
 
 def test_a_number_wrong_by_five_percent_is_caught(world, capsys):
@@ -139,20 +157,32 @@ def test_what_is_missing_or_nan_does_not_pass(world):
     ("gamma_centred", 1.0, 1.012, False), ("gamma_centred", 1.0, 0.0, False),
     ("gamma", 1.0, 1.009, True), ("gamma", 1.0, 1.012, False), ("gamma", 1.6, 1.612, False), ("gamma", 1.0, 0.0, False),
 ])  # fmt: skip
-def test_a_gamma_about_the_mean_is_compared_by_the_factor_that_fits_best(world, name, old, new, passes):
+def test_a_gamma_about_the_mean_is_compared_by_the_factor_that_fits_best(
+    world, name, old, new, passes
+):
     record = run_files.read(run_files.find(RUNS[0].id, "smoke"))
-    found = retrain.compare(record | {"metrics": record["metrics"] | {name: old}}, record["metrics"] | {name: new})
+    found = retrain.compare(
+        record | {"metrics": record["metrics"] | {name: old}}, record["metrics"] | {name: new}
+    )
     row = found[found["metric"] == name].iloc[0]
     assert bool(row["passed"]) is passes and (row["recorded"], row["again"]) == (old, new)
 
 
 def test_every_recorded_metric_has_a_tolerance_and_the_page_states_it(world):
-    assert set(retrain.TOLERANCES) == set(run_files.read(run_files.find(RUNS[0].id, "smoke"))["metrics"])
+    assert set(retrain.TOLERANCES) == set(
+        run_files.read(run_files.find(RUNS[0].id, "smoke"))["metrics"]
+    )
     stated = {}
-    for names, share, amount in re.findall(r"^\| (`.+`) \| ([\d.]+) % \| ([\d.]+) \|", PAGE.read_text(), re.M):
-        stated |= {name: (float(share) / 100, float(amount)) for name in re.findall(r"`(\w+)`", names)}
+    for names, share, amount in re.findall(
+        r"^\| (`.+`) \| ([\d.]+) % \| ([\d.]+) \|", PAGE.read_text(), re.M
+    ):
+        stated |= {
+            name: (float(share) / 100, float(amount)) for name in re.findall(r"`(\w+)`", names)
+        }
     assert set(stated) == set(retrain.TOLERANCES)
-    assert all(stated[name] == pytest.approx(allowed) for name, allowed in retrain.TOLERANCES.items())
+    assert all(
+        stated[name] == pytest.approx(allowed) for name, allowed in retrain.TOLERANCES.items()
+    )
 
 
 def test_an_edited_file_stops_the_audit(world, capsys):
@@ -167,7 +197,11 @@ def test_an_edited_file_stops_the_audit(world, capsys):
 def test_the_seed_makes_the_choice():
     ids = [r.id for r in grid(Run(), lam=[0.1 * i for i in range(1, 12)])]
     picked = retrain.choose(ids, 3, "7c48cb4")
-    assert picked == retrain.choose(reversed(ids), 3, "7c48cb4") and len(set(picked)) == 3 and set(picked) <= set(ids)
+    assert (
+        picked == retrain.choose(reversed(ids), 3, "7c48cb4")
+        and len(set(picked)) == 3
+        and set(picked) <= set(ids)
+    )
     assert retrain.choose(ids, 3, 0) == retrain.choose(ids, 3, "0")
     assert len({tuple(retrain.choose(ids, 3, seed)) for seed in range(20)}) > 10
     assert {i for seed in range(40) for i in retrain.choose(ids, 3, seed)} == set(ids)
@@ -184,9 +218,15 @@ def test_only_runs_that_can_be_made_again_are_picked(world, monkeypatch, capsys)
     assert "skipped: 1 of several processes" in out and "1 of text from the hub" in out
     file = run_files.find(RUNS[2].id, "smoke")
     monkeypatch.setitem(sweeps.RECIPES, "gated", 2)
-    assert set(retrain.records("smoke")) == {RUNS[3].id} and "3 of an older recipe" in capsys.readouterr().out
+    assert (
+        set(retrain.records("smoke")) == {RUNS[3].id}
+        and "3 of an older recipe" in capsys.readouterr().out
+    )
     assert file.exists() and cli.main(["audit", "--scale", "smoke", file.stem]) == 1
-    assert "0 runs on record at scale smoke can be audited; skipped: 1 of an older recipe" in capsys.readouterr().err
+    assert (
+        "0 runs on record at scale smoke can be audited; skipped: 1 of an older recipe"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_of_another_text_is_not_picked(world):
@@ -200,11 +240,16 @@ def test_experiments_ids_and_length_restrict_the_choice(world, capsys):
     assert set(retrain.records("smoke", [RUNS[0].id, RUNS[3].id])) == {RUNS[0].id, RUNS[3].id}
     assert set(retrain.records("smoke", ["own"])) == {r.id for r in RUNS}
     assert set(retrain.records("smoke", lm=BASE.lm)) == {r.id for r in RUNS}
-    assert gsae("--lm", "gpt2") == 1 and "no run of the language model gpt2 is on record" in capsys.readouterr().err
+    assert (
+        gsae("--lm", "gpt2") == 1
+        and "no run of the language model gpt2 is on record" in capsys.readouterr().err
+    )
     forge(RUNS[0], run={"tokens": 300})
     assert set(retrain.records("smoke", max_tokens=280)) == {r.id for r in RUNS[1:]}
     assert gsae("neurons") == 1
-    assert "neurons: no such run or experiment is on record at scale smoke" in capsys.readouterr().err
+    assert (
+        "neurons: no such run or experiment is on record at scale smoke" in capsys.readouterr().err
+    )
 
 
 def test_ctrl_c_shows_what_was_compared_and_leaves_nothing(world, monkeypatch, capsys):

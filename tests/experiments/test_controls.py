@@ -1,4 +1,6 @@
-"""Controls of finished runs on a small stand-in for a language model: what is written, skipped, and how it compares."""
+"""Controls of finished runs on a small stand-in for a language model: what is written, skipped, and
+how it compares.
+"""
 
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -24,7 +26,9 @@ VOCAB = 600
 
 
 class Splice:
-    """Cross-entropy that rises with the squared error of what replaces the activations, position 0 apart."""
+    """Cross-entropy that rises with the squared error of what replaces the activations, position 0
+    apart.
+    """
 
     def __init__(self, clean):
         self.clean, self.targets = clean, clean.shape[1] - 2
@@ -55,8 +59,19 @@ def site(tmp_path, monkeypatch):
     monkeypatch.setenv("GSAE_EVIDENCE", str(tmp_path / "evidence"))
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path / "cache"))
     generator = torch.Generator().manual_seed(0)
-    monkeypatch.setattr(Site, "tokens", lambda self, count: torch.randint(VOCAB, (count, 8), generator=generator))
-    run = Run(site="mlp_neurons", layer=0, context=8, tokens=4000, batch=200, M=24, eval_tokens=1400, ce_tokens=400)
+    monkeypatch.setattr(
+        Site, "tokens", lambda self, count: torch.randint(VOCAB, (count, 8), generator=generator)
+    )
+    run = Run(
+        site="mlp_neurons",
+        layer=0,
+        context=8,
+        tokens=4000,
+        batch=200,
+        M=24,
+        eval_tokens=1400,
+        ce_tokens=400,
+    )
     made = Site(run, Model(3 * WORLD.sample(VOCAB)[0]))
     rows = 3 * WORLD.sample(4000, seed=1)[0]
     made.store = SimpleNamespace(
@@ -85,7 +100,11 @@ def test_controls_are_written_once_and_compare_as_they_must(site, monkeypatch):
     runs = finished(site)
     df = run_follow_ups.controls(runs, site, "smoke", increases=(0.05,), steps=200)
     baseline, gated = runs["id"][:2]
-    assert sorted(df[df["run"] == baseline]["control"]) == ["pruned", "pruned_rescale_shift", "rescale_shift"]
+    assert sorted(df[df["run"] == baseline]["control"]) == [
+        "pruned",
+        "pruned_rescale_shift",
+        "rescale_shift",
+    ]
     assert list(df[df["run"] == gated]["control"]) == ["pruned"]
     of = df[df["run"] == baseline].set_index("control")
     assert of["l0"]["rescale_shift"] <= runs["l0"][0] + 1e-9 and of["l0"]["pruned"] < runs["l0"][0]
@@ -93,17 +112,25 @@ def test_controls_are_written_once_and_compare_as_they_must(site, monkeypatch):
     assert of["mse"]["pruned_rescale_shift"] < of["mse"]["pruned"]
     assert runs["gamma"][0] < 0.95 and abs(of["gamma"]["rescale_shift"] - 1) < 0.05
     assert of["loss_recovered"]["rescale_shift"] > runs["loss_recovered"][0]
-    assert of["threshold"]["rescale_shift"] == 0 < of["threshold"]["pruned"] == of["threshold"]["pruned_rescale_shift"]
+    assert (
+        of["threshold"]["rescale_shift"]
+        == 0
+        < of["threshold"]["pruned"]
+        == of["threshold"]["pruned_rescale_shift"]
+    )
     for row in df.itertuples():
         assert stats.ratios({k: v for k, v in row.sums.items()})["l0"] == pytest.approx(row.l0)
     monkeypatch.setattr(run_follow_ups, "make", None)  # nothing is computed again
     assert (
-        run_follow_ups.controls(runs, site, "smoke", increases=(0.05,), steps=200)["id"].tolist() == df["id"].tolist()
+        run_follow_ups.controls(runs, site, "smoke", increases=(0.05,), steps=200)["id"].tolist()
+        == df["id"].tolist()
     )
 
 
 def test_one_kind_alone(site):
-    df = run_follow_ups.controls(finished(site, ("baseline",)), site, "smoke", steps=3, only=["rescale_shift"])
+    df = run_follow_ups.controls(
+        finished(site, ("baseline",)), site, "smoke", steps=3, only=["rescale_shift"]
+    )
     assert list(df["control"]) == ["rescale_shift"] and list(df["steps"]) == [3]
 
 
@@ -111,7 +138,9 @@ def test_pursuit_beats_the_encoder_and_sees_the_same_tokens(site, monkeypatch):
     runs = finished(site)
     df = run_follow_ups.pursuits(runs, site, "smoke", sizes=(2, 5), tokens=320)
     assert sorted(df["s"]) == [0, 0, 2, 2, 5, 5] and set(df["run"]) == set(runs["id"][:2])
-    assert df["eval_tokens"].unique().tolist() == [320 / 8 * 7] and df["ce_tokens"].unique().tolist() == [320 / 8 * 6]
+    assert df["eval_tokens"].unique().tolist() == [320 / 8 * 7] and df[
+        "ce_tokens"
+    ].unique().tolist() == [320 / 8 * 6]
     for _, of in df.groupby("run"):
         by = of.set_index("s")
         assert by["l0"][2] <= 2 and by["l0"][2] < by["l0"][5] <= 5
@@ -153,14 +182,19 @@ def recorded(site):
 
 
 def test_weights_that_are_gone_are_made_again(site, recorded, monkeypatch):
-    files, first = [run_files.find(run.id, "smoke") for run in recorded], sae_files.load(recorded[1].id)
+    files, first = (
+        [run_files.find(run.id, "smoke") for run in recorded],
+        sae_files.load(recorded[1].id),
+    )
     before = [file.read_bytes() for file in files]
     sae_files.weights(recorded[1].id).unlink()
     assert retrain.remake(recorded, site, "smoke") == []
     again = sae_files.load(recorded[1].id)
     assert torch.allclose(again.W_dec, first.W_dec, atol=1e-3)
     assert again.about["again"]["commit"] == provenance.commit() and "again" not in first.about
-    assert [file.read_bytes() for file in files] == before and not list((cache_dir() / "checkpoints").glob("*"))
+    assert [file.read_bytes() for file in files] == before and not list(
+        (cache_dir() / "checkpoints").glob("*")
+    )
     monkeypatch.setattr(retrain, "train", None)  # nothing is gone
     assert retrain.remake(recorded, site, "smoke") == []
 
@@ -172,10 +206,14 @@ def test_weights_that_do_not_agree_with_the_record_are_not_kept(site, recorded, 
     site.store.batch = lambda step, batch, seed: other  # as if the text were another
     assert retrain.remake(recorded, site, "smoke") == recorded
     assert all(map(retrain.weightless, recorded))
-    assert f"run {recorded[1].id}, trained again, is not the one on record" in capsys.readouterr().err
+    assert (
+        f"run {recorded[1].id}, trained again, is not the one on record" in capsys.readouterr().err
+    )
 
 
-def test_a_whole_experiment_goes_on_without_the_run_that_does_not_agree(site, recorded, monkeypatch):
+def test_a_whole_experiment_goes_on_without_the_run_that_does_not_agree(
+    site, recorded, monkeypatch
+):
     monkeypatch.setitem(sweeps.EXPERIMENTS, "same_width", lambda at: recorded)
     monkeypatch.setattr(run_follow_ups, "sites", lambda made: [(site, list(made))])
     monkeypatch.setattr(estimate, "check", lambda runs, at, cache, **of: asked.append(list(runs)))
@@ -191,4 +229,7 @@ def test_a_whole_experiment_goes_on_without_the_run_that_does_not_agree(site, re
         run_follow_ups.run("controls", scale="smoke")
     assert asked == [recorded]
     df = result_files.load("controls", "smoke")
-    assert set(df["run"]) == {recorded[1].id} and df["provenance"][0]["again"]["products"] in ("float32", "bfloat16")
+    assert set(df["run"]) == {recorded[1].id} and df["provenance"][0]["again"]["products"] in (
+        "float32",
+        "bfloat16",
+    )

@@ -1,4 +1,6 @@
-"""The hub as a user meets it: models and text by name through the whole of chapter 04, sharing, and every refusal."""
+"""The hub as a user meets it: models and text by name through the whole of chapter 04, sharing, and
+every refusal.
+"""
 
 import hashlib
 import json
@@ -36,7 +38,9 @@ from gsae.saes import files as files_module
 from gsae.system import hub_access
 
 V, D, D_MLP, HEADS, CONTEXT = 37, 24, 40, 3, 16
-TINY = dict(context=CONTEXT, M=32, tokens=2048, batch=128, resample=(), eval_tokens=600, ce_tokens=480)
+TINY = dict(
+    context=CONTEXT, M=32, tokens=2048, batch=128, resample=(), eval_tokens=600, ce_tokens=480
+)
 TOKEN = "hf_of_the_test"
 
 
@@ -46,12 +50,20 @@ TOKEN = "hf_of_the_test"
 def words(folder):
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(V)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1", pad_token="w1").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="w1", pad_token="w1"
+    ).save_pretrained(folder)
 
 
 def transformers_model(folder, kind):
     torch.manual_seed(1)
-    shared = dict(vocab_size=V, hidden_size=D, intermediate_size=D_MLP, num_hidden_layers=2, initializer_range=0.3)
+    shared = dict(
+        vocab_size=V,
+        hidden_size=D,
+        intermediate_size=D_MLP,
+        num_hidden_layers=2,
+        initializer_range=0.3,
+    )
     shared |= dict(num_attention_heads=HEADS, max_position_embeddings=CONTEXT)
     if kind == "gemma":
         model = GemmaForCausalLM(GemmaConfig(**shared, num_key_value_heads=1, head_dim=16))
@@ -62,21 +74,36 @@ def transformers_model(folder, kind):
 
 
 def gelu_1l(folder):
-    """A random model in the old format of TransformerLens: a pickle of tensors and a config without a model type."""
+    """A random model in the old format of TransformerLens: a pickle of tensors and a config without
+    a model type.
+    """
     head = D // HEADS
     generator = torch.Generator().manual_seed(3)
-    w = {"embed.W_E": (V, D), "pos_embed.W_pos": (CONTEXT, D), "unembed.W_U": (D, V), "blocks.0.attn.b_O": (D,)}
+    w = {
+        "embed.W_E": (V, D),
+        "pos_embed.W_pos": (CONTEXT, D),
+        "unembed.W_U": (D, V),
+        "blocks.0.attn.b_O": (D,),
+    }
     for norm in ("blocks.0.ln1", "blocks.0.ln2", "ln_final"):
         w |= {f"{norm}.w": (D,), f"{norm}.b": (D,)}
     for i in "QKV":
         w |= {f"blocks.0.attn.W_{i}": (HEADS, D, head), f"blocks.0.attn.b_{i}": (HEADS, head)}
-    w |= {"blocks.0.attn.W_O": (HEADS, head, D), "blocks.0.mlp.W_in": (D, D_MLP), "blocks.0.mlp.b_in": (D_MLP,)}
+    w |= {
+        "blocks.0.attn.W_O": (HEADS, head, D),
+        "blocks.0.mlp.W_in": (D, D_MLP),
+        "blocks.0.mlp.b_in": (D_MLP,),
+    }
     w |= {"blocks.0.mlp.W_out": (D_MLP, D), "blocks.0.mlp.b_out": (D,)}
     folder.mkdir()
     w = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in w.items()}
     torch.save(w, folder / "model_final.pth")
-    config = dict(d_model=D, n_layers=1, d_mlp=D_MLP, d_head=head, n_heads=HEADS, n_ctx=CONTEXT, d_vocab=V)
-    config |= dict(act_fn="gelu", attn_only=False, normalization="LN", tokenizer_name="someone/words")
+    config = dict(
+        d_model=D, n_layers=1, d_mlp=D_MLP, d_head=head, n_heads=HEADS, n_ctx=CONTEXT, d_vocab=V
+    )
+    config |= dict(
+        act_fn="gelu", attn_only=False, normalization="LN", tokenizer_name="someone/words"
+    )
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -97,7 +124,10 @@ def text(folder):
     (folder / "data").mkdir(parents=True)
     (folder / "README.md").write_text(TEXT_CARD)
     for split, rows in (("train", 90), ("validation", 30)):
-        lines = [" ".join(f"w{min(int(rng.expovariate(0.15)), V - 1)}" for _ in range(40)) for _ in range(rows)]
+        lines = [
+            " ".join(f"w{min(int(rng.expovariate(0.15)), V - 1)}" for _ in range(40))
+            for _ in range(rows)
+        ]
         written = "\n".join(json.dumps({"text": line}) for line in lines).encode()
         path = folder / "data" / f"{split}.jsonl{'.zst' * (split == 'train')}"
         path.write_bytes(zstandard.compress(written) if split == "train" else written)
@@ -113,9 +143,12 @@ def repositories(tmp_path_factory):
     words(root / "words")
     text(root / "text")
     return {
-        "EleutherAI/pythia-2.8b": root / "neox", "google/gemma-7b": root / "gemma", "someone/words": root / "words",
-        "NeelNanda/GELU_1L512W_C4_Code": root / "gelu", "datasets/some/dataset": root / "text",
-    }  # fmt: skip
+        "EleutherAI/pythia-2.8b": root / "neox",
+        "google/gemma-7b": root / "gemma",
+        "someone/words": root / "words",
+        "NeelNanda/GELU_1L512W_C4_Code": root / "gelu",
+        "datasets/some/dataset": root / "text",
+    }
 
 
 # A machine: its caches, and the hub out of reach or served from this process.
@@ -147,14 +180,22 @@ def served(machine, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # keeps the address of its first use
+    monkeypatch.setattr(
+        transformers.utils.hub, "_hf_api", None, raising=False
+    )  # keeps the address of its first use
     yield server
     server.close()
 
 
 def cached(repo, folder, commit="a" * 40, ref="main"):
-    """Lay a folder out as the hub client does: blobs by hash, a snapshot of links to them, a ref."""
-    kind, name = ("dataset", repo.removeprefix("datasets/")) if repo.startswith("datasets/") else ("model", repo)
+    """Lay a folder out as the hub client does: blobs by hash, a snapshot of links to them, a
+    ref.
+    """
+    kind, name = (
+        ("dataset", repo.removeprefix("datasets/"))
+        if repo.startswith("datasets/")
+        else ("model", repo)
+    )
     root = constants.HF_HUB_CACHE + f"/{kind}s--{name.replace('/', '--')}"
     for part in ("blobs", "refs", f"snapshots/{commit}", f".no_exist/{commit}"):
         os.makedirs(f"{root}/{part}", exist_ok=True)
@@ -171,8 +212,8 @@ def cached(repo, folder, commit="a" * 40, ref="main"):
 
 
 def chapter_04(lm, site="mlp_out", layer=0, dataset="some/dataset"):
-    """The runs of chapter 04 on another model and text, at sizes for a test. (The models of these names are tiny here:
-    `force` goes past the estimate for the real ones.)"""
+    """The runs of chapter 04 on another model and text, at sizes for a test. (The models of these
+    names are tiny here: `force` goes past the estimate for the real ones.)"""
     return both(grid(Run(lm=lm, site=site, layer=layer, text=dataset, **TINY), lam=[0.1, 0.4]))
 
 
@@ -180,7 +221,9 @@ def plain_ce(folder, dataset):
     """Cross-entropy of the plain model in nats per token, predictions at positions 1 and later."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    blocks = corpus.hub_blocks(tokenizer, str(dataset), CONTEXT, TINY["ce_tokens"] // CONTEXT, split="validation")
+    blocks = corpus.hub_blocks(
+        tokenizer, str(dataset), CONTEXT, TINY["ce_tokens"] // CONTEXT, split="validation"
+    )
     tokens = torch.as_tensor(blocks.with_format("torch")["tokens"][:]).long()
     with torch.no_grad():
         log_p = model(tokens).logits.double().log_softmax(-1)[:, 1:-1]
@@ -195,17 +238,26 @@ def plain_ce(folder, dataset):
         ("gemma-7b", "google/gemma-7b", "attn_z"),
     ],
 )
-def test_chapter_04_runs_on_a_hub_model_and_text_from_the_cache(offline, repositories, monkeypatch, name, source, site):
+def test_chapter_04_runs_on_a_hub_model_and_text_from_the_cache(
+    offline, repositories, monkeypatch, name, source, site
+):
     pin = PINS[source] if name in lm_names.NAMES else "a" * 40
     cached(source, repositories[source], pin, ref="main" if name not in lm_names.NAMES else "newer")
     for repo in ("someone/words", "datasets/some/dataset"):
         cached(repo, repositories[repo])
     runs = chapter_04(name, site)
     table = gsae.run(runs, scale="smoke", force=True)
-    assert list(table["status"]) == ["done"] * 4 and list(table["arch"]) == ["gated", "gated", "baseline", "baseline"]
+    assert list(table["status"]) == ["done"] * 4 and list(table["arch"]) == [
+        "gated",
+        "gated",
+        "baseline",
+        "baseline",
+    ]
     assert (table["l0"] > 0).all() and table["ce_zero"].notna().all()
     assert table["provenance"].map(lambda p: p["lm_commit"]).tolist() == [pin] * 4
-    assert sorted(p.stem for p in (offline / "evidence").rglob("*.json")) == sorted(r.id for r in runs)
+    assert sorted(p.stem for p in (offline / "evidence").rglob("*.json")) == sorted(
+        r.id for r in runs
+    )
     if name != "gelu-1l":  # bfloat16 where the processor has it
         expected = plain_ce(repositories[source], repositories["datasets/some/dataset"])
         assert table["ce_clean"].tolist() == pytest.approx([expected] * 4, rel=0.02)
@@ -217,7 +269,9 @@ def test_chapter_04_runs_on_a_hub_model_and_text_from_the_cache(offline, reposit
     assert again["l0"].tolist() == table["l0"].tolist()
 
 
-def test_chapter_04_runs_over_the_network_with_the_token_in_every_request(served, repositories, monkeypatch):
+def test_chapter_04_runs_over_the_network_with_the_token_in_every_request(
+    served, repositories, monkeypatch
+):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     served.folders = repositories
     runs = chapter_04(f"EleutherAI/pythia-2.8b@{COMMIT}", dataset=f"some/dataset@{COMMIT}")[:1]
@@ -233,11 +287,25 @@ def test_chapter_04_runs_over_the_network_with_the_token_in_every_request(served
 def test_a_revision_is_part_of_the_name_or_pinned(offline, repositories, monkeypatch):
     cached("EleutherAI/pythia-2.8b", repositories["EleutherAI/pythia-2.8b"])
     cached("EleutherAI/pythia-2.8b", repositories["google/gemma-7b"], "b" * 40, ref="step3")
-    assert lms.load("EleutherAI/pythia-2.8b", "cpu").commit == "a" * 40  # a name of the hub's own: its newest
-    with pytest.raises(lms.ModelError, match=f"hf download --revision {PINS['EleutherAI/pythia-2.8b']} EleutherAI"):
+    assert (
+        lms.load("EleutherAI/pythia-2.8b", "cpu").commit == "a" * 40
+    )  # a name of the hub's own: its newest
+    with pytest.raises(
+        lms.ModelError, match=f"hf download --revision {PINS['EleutherAI/pythia-2.8b']} EleutherAI"
+    ):
         lms.load("pythia-2.8b", "cpu")
-    cached("EleutherAI/pythia-2.8b", repositories["google/gemma-7b"], PINS["EleutherAI/pythia-2.8b"], ref="pinned")
-    cached("NeelNanda/GELU_1L512W_C4_Code", repositories["NeelNanda/GELU_1L512W_C4_Code"], "d" * 40, ref="old")
+    cached(
+        "EleutherAI/pythia-2.8b",
+        repositories["google/gemma-7b"],
+        PINS["EleutherAI/pythia-2.8b"],
+        ref="pinned",
+    )
+    cached(
+        "NeelNanda/GELU_1L512W_C4_Code",
+        repositories["NeelNanda/GELU_1L512W_C4_Code"],
+        "d" * 40,
+        ref="old",
+    )
     cached("someone/words", repositories["someone/words"])
     assert lms.load("pythia-2.8b", "cpu").commit == PINS["EleutherAI/pythia-2.8b"]
     for revision in ("step3", "b" * 40):
@@ -252,7 +320,9 @@ def test_a_revision_is_part_of_the_name_or_pinned(offline, repositories, monkeyp
         lms.tokenizer("gelu-1l@old")
     cached("someone/words", repositories["someone/words"], "e" * 40, ref="pinned")
     assert lms.tokenizer("gelu-1l@old")("w3").input_ids == [3]
-    monkeypatch.setitem(lm_names.NAMES, "pythia-2.8b", lm_names.NAMES["pythia-2.8b"]._replace(revision="step3"))
+    monkeypatch.setitem(
+        lm_names.NAMES, "pythia-2.8b", lm_names.NAMES["pythia-2.8b"]._replace(revision="step3")
+    )
     assert lms.load("pythia-2.8b", "cpu").commit == "b" * 40
     assert lms.load("pythia-2.8b@main", "cpu").commit == "a" * 40
     one, other = Run(lm="pythia-2.8b@step3"), Run(lm="pythia-2.8b@main")
@@ -261,7 +331,9 @@ def test_a_revision_is_part_of_the_name_or_pinned(offline, repositories, monkeyp
 
 def test_what_the_scales_read_from_the_hub_is_pinned():
     commit = re.compile("[0-9a-f]{40}")
-    assert len(PINS) == 3 and all(commit.fullmatch(pin) for pin in [*PINS.values(), *lm_names.TOKENIZERS.values()])
+    assert len(PINS) == 3 and all(
+        commit.fullmatch(pin) for pin in [*PINS.values(), *lm_names.TOKENIZERS.values()]
+    )
     for at in ("gpu", "paper"):
         for run in sweeps.runs("pareto", at):
             assert commit.fullmatch(hub_access.split(run.text)[1]) and run.lm in lm_names.NAMES
@@ -270,7 +342,9 @@ def test_what_the_scales_read_from_the_hub_is_pinned():
 def test_a_path_is_no_revision(tmp_path):
     (tmp_path / "model@home").mkdir()
     assert hub_access.split(str(tmp_path / "model@home")) == (str(tmp_path / "model@home"), None)
-    assert hub_access.split("owner/name@v1") == ("owner/name", "v1") and hub_access.split("gelu-1l") == (
+    assert hub_access.split("owner/name@v1") == ("owner/name", "v1") and hub_access.split(
+        "gelu-1l"
+    ) == (
         "gelu-1l",
         None,
     )
@@ -284,9 +358,18 @@ def test_text_is_chosen_by_config_and_split(offline, repositories):
         return corpus.hub_blocks(tokenizer, dataset, 8, 3, split=split)["tokens"][:].tolist()
 
     held_out = first("some/dataset", "validation")
-    assert first("some/dataset", ("test", "validation")) == held_out != first("some/dataset", "train")
-    assert first("some/dataset:short", "train") == first("some/dataset:short@main", "train") == held_out
-    with pytest.raises(corpus.CorpusError, match="no split test or dev, only train, validation.*not trained on: take"):
+    assert (
+        first("some/dataset", ("test", "validation")) == held_out != first("some/dataset", "train")
+    )
+    assert (
+        first("some/dataset:short", "train")
+        == first("some/dataset:short@main", "train")
+        == held_out
+    )
+    with pytest.raises(
+        corpus.CorpusError,
+        match="no split test or dev, only train, validation.*not trained on: take",
+    ):
         first("some/dataset", ("test", "dev"))
     with pytest.raises(corpus.CorpusError, match="no split other, only train$"):
         first("some/dataset:short", "other")
@@ -305,11 +388,19 @@ def test_text_is_read_once_for_a_language_model_and_size(machine, repositories, 
 
 
 @pytest.mark.parametrize("documents", [1, 7, 1000])
-def test_text_is_written_piece_by_piece_to_the_same_blocks(machine, repositories, monkeypatch, documents):
+def test_text_is_written_piece_by_piece_to_the_same_blocks(
+    machine, repositories, monkeypatch, documents
+):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(repositories["someone/words"])
     folder = repositories["datasets/some/dataset"]
-    lines = zstandard.decompress((folder / "data" / "train.jsonl.zst").read_bytes()).decode().splitlines()
-    ids = sum((tokenizer(json.loads(line)["text"] + corpus.SEPARATOR).input_ids for line in lines), [])
+    lines = (
+        zstandard.decompress((folder / "data" / "train.jsonl.zst").read_bytes())
+        .decode()
+        .splitlines()
+    )
+    ids = sum(
+        (tokenizer(json.loads(line)["text"] + corpus.SEPARATOR).input_ids for line in lines), []
+    )
     tokenizer.backend_tokenizer.enable_padding(length=64)  # as some tokenizer files have it
     tokenizer.backend_tokenizer.enable_truncation(16)
     monkeypatch.setattr(corpus, "DOCUMENTS", documents)
@@ -319,39 +410,65 @@ def test_text_is_written_piece_by_piece_to_the_same_blocks(machine, repositories
         blocks = corpus.hub_blocks(tokenizer, str(folder), 9, 101, name=name)
         assert blocks["tokens"][:].flatten().tolist() == ids[: 9 * 101]
     assert blocks.cache_files  # read from disk as it is needed, not held in memory
-    with pytest.raises(corpus.CorpusError, match=f"{len(ids) // 9} of 999 blocks were read and then it ended"):
+    with pytest.raises(
+        corpus.CorpusError, match=f"{len(ids) // 9} of 999 blocks were read and then it ended"
+    ):
         corpus.hub_blocks(tokenizer, str(folder), 9, 999, name="a")
     assert len(list((machine / "cache" / "corpus").glob("hub-*"))) == 1  # nothing half-made
 
 
 # Refusals: each says which of them it is, and what to do.
 
-GATED = r"google/gemma-7b is gated: accept its licence at http://\S+/google/gemma-7b, then log in with `hf auth login`"
+GATED = (
+    r"google/gemma-7b is gated: accept its licence at http://\S+/google/gemma-7b, then log in "
+    r"with `hf auth login`"
+)
 REFUSALS = [
     ("gated, no token", {"google/gemma-7b": (401, "GatedRepo")}, None, GATED),
-    ("gated, with a token", {"google/gemma-7b": (403, "GatedRepo")}, TOKEN, "is gated.*account that has"),
+    (
+        "gated, with a token",
+        {"google/gemma-7b": (403, "GatedRepo")},
+        TOKEN,
+        "is gated.*account that has",
+    ),
     ("not there", {}, None, "no model google/gemma-7b that you may read.*if it is private, log in"),
-    ("not there, with a token", {}, TOKEN, "no model google/gemma-7b.*the token in use may not see it"),
-    ("no right", {"google/gemma-7b": (403, "")}, TOKEN, r"refused \(403\); the token in use does not permit"),
+    (
+        "not there, with a token",
+        {},
+        TOKEN,
+        "no model google/gemma-7b.*the token in use may not see it",
+    ),
+    (
+        "no right",
+        {"google/gemma-7b": (403, "")},
+        TOKEN,
+        r"refused \(403\); the token in use does not permit",
+    ),
     ("bad token", {"google/gemma-7b": (401, "")}, TOKEN, "no model google/gemma-7b|refused .401."),
 ]
 
 
-@pytest.mark.parametrize("refused, token, message", [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS])
+@pytest.mark.parametrize(
+    "refused, token, message", [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS]
+)
 def test_a_refusal_of_the_hub_is_told_in_words(served, monkeypatch, refused, token, message):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     served.refused = refused
     with pytest.raises(lms.ModelError, match=f"(?s)'gemma-7b'.*{message}.*need no hub"):
         lms.load("gemma-7b", "cpu")
-    with pytest.raises(files_module.HubError, match=f"(?s)cannot pull google/gemma-7b: .*{message}"):
+    with pytest.raises(
+        files_module.HubError, match=f"(?s)cannot pull google/gemma-7b: .*{message}"
+    ):
         gsae.load("google/gemma-7b")
 
 
 def test_a_gated_or_missing_data_set_is_told_in_words(served, repositories):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(repositories["someone/words"])
     served.refused = {"datasets/some/gated": (401, "GatedRepo")}
-    with pytest.raises(corpus.CorpusError, match="some/gated is gated.*/datasets/some/gated, then log in"):
+    with pytest.raises(
+        corpus.CorpusError, match="some/gated is gated.*/datasets/some/gated, then log in"
+    ):
         corpus.hub_blocks(tokenizer, "some/gated", 8, 3)
     with pytest.raises(corpus.CorpusError, match="no dataset some/nothing that you may read"):
         corpus.hub_blocks(tokenizer, "some/nothing", 8, 3)
@@ -371,10 +488,16 @@ def test_no_network_and_offline_mode_are_told_apart(served, repositories, monkey
         (files_module.HubError, lambda: gsae.load("google/gemma-7b")),
         (corpus.CorpusError, lambda: corpus.hub_blocks(tokenizer, "google/gemma-7b", 8, 3)),
     ):
-        with monkeypatch.context() as patch, pytest.raises(error, match="could not be reached: check the network"):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(error, match="could not be reached: check the network"),
+        ):
             patch.setattr("time.sleep", lambda seconds: None)  # between the client's own attempts
             call()
-        with monkeypatch.context() as patch, pytest.raises(error, match="offline mode is on.*`hf download.*gemma-7b`"):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(error, match="offline mode is on.*`hf download.*gemma-7b`"),
+        ):
             patch.setattr(constants, "HF_HUB_OFFLINE", True)
             patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
             call()
@@ -415,7 +538,9 @@ def test_what_is_pushed_is_what_is_pulled(trained, tmp_path, monkeypatch, capsys
     names = [name for name, _ in FakeApi.calls]
     assert names == ["init", "create_repo", "upload_folder"]
     assert FakeApi.calls[1][1] == {"repo": "owner/name", "private": True, "exist_ok": True}
-    assert not any("token" in options for _, options in FakeApi.calls)  # the client's own: HF_TOKEN or the login
+    assert not any(
+        "token" in options for _, options in FakeApi.calls
+    )  # the client's own: HF_TOKEN or the login
     files = {p.name for p in FakeApi.kept.iterdir()}
     assert files == {"sae.safetensors", "config.json", "evidence.json", "README.md"}
 
@@ -423,7 +548,13 @@ def test_what_is_pushed_is_what_is_pulled(trained, tmp_path, monkeypatch, capsys
     cached("owner/name", FakeApi.kept, "b" * 40, ref="v1")
     sae = gsae.load(run.id)
     x = torch.randn(7, D, generator=torch.Generator().manual_seed(0))
-    for name in ("owner/name", "hub:owner/name", "owner/name@v1", FakeApi.kept, FakeApi.kept / "sae.safetensors"):
+    for name in (
+        "owner/name",
+        "hub:owner/name",
+        "owner/name@v1",
+        FakeApi.kept,
+        FakeApi.kept / "sae.safetensors",
+    ):
         other = gsae.load(name)
         assert torch.equal(other.encode(x), sae.encode(x)) and other.about == sae.about
     assert json.loads((FakeApi.kept / "config.json").read_text())["arch"] == "gated"
@@ -445,9 +576,15 @@ def test_the_card_has_the_numbers_of_the_record_and_runs_as_written(trained, tmp
     card = (folder / "README.md").read_text()
     header = card.split("---\n")[1]
     assert "license: cc-by-4.0" in header and "base_model: EleutherAI/pythia-2.8b" in header
-    assert "- some/dataset" in header and "library_name: gsae" in header and "- arxiv:2404.16014\n" in header
+    assert (
+        "- some/dataset" in header
+        and "library_name: gsae" in header
+        and "- arxiv:2404.16014\n" in header
+    )
     for key in ("l0", "loss_recovered", "delta_ce", "gamma", "fvu"):
-        line = next(line for line in card.splitlines() if line.startswith(f"| {share.METRICS[key]}"))
+        line = next(
+            line for line in card.splitlines() if line.startswith(f"| {share.METRICS[key]}")
+        )
         value, interval = line.split("|")[2:4]
         low, high = (float(v) for v in interval.split(" to "))
         assert float(value) == pytest.approx(row[key], rel=1e-3) and low <= float(value) <= high
@@ -482,5 +619,7 @@ def test_load_names_what_it_did_not_find(offline, tmp_path, repositories):
     with pytest.raises(FileNotFoundError, match="gsae.saes.interop.load"):
         gsae.load(tmp_path)
     cached("someone/words", repositories["someone/words"])
-    with pytest.raises(files_module.HubError, match="holds no sae.safetensors: it was not pushed by gsae"):
+    with pytest.raises(
+        files_module.HubError, match="holds no sae.safetensors: it was not pushed by gsae"
+    ):
         gsae.load("someone/words")

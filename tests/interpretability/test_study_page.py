@@ -1,4 +1,6 @@
-"""The rating page: blind, inert to what a corpus holds, and rated from beginning to end in a real browser."""
+"""The rating page: blind, inert to what a corpus holds, and rated from beginning to end in a real
+browser.
+"""
 
 import json
 import re
@@ -23,7 +25,9 @@ def make(folder, per_page=3, **options):
     """A small study: its key, and the html of its first page."""
     folder.mkdir(exist_ok=True)
     key, data = matched_pairs.draw(
-        matched_pairs.match(matched_pairs.collected(study_data.small(folder)))[0], per_page, **options
+        matched_pairs.match(matched_pairs.collected(study_data.small(folder)))[0],
+        per_page,
+        **options,
     )
     return key, data, rating_page.write(key, data, folder / "out")
 
@@ -90,7 +94,9 @@ def test_a_page_asks_nothing_of_any_host(study):
 
 @pytest.fixture
 def opened(browser):
-    """Opens a file in a context of its own; fails at the end on any error, or request beyond the file."""
+    """Opens a file in a context of its own; fails at the end on any error, or request beyond the
+    file.
+    """
     problems, contexts = [], []
 
     def visit(path, **options):
@@ -100,7 +106,10 @@ def opened(browser):
         tab = context.new_page()
         tab.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
         tab.on("pageerror", lambda e: problems.append(str(e)))
-        tab.on("request", lambda r: None if r.url.startswith(("file:", "blob:")) else problems.append(r.url))
+        tab.on(
+            "request",
+            lambda r: None if r.url.startswith(("file:", "blob:")) else problems.append(r.url),
+        )
         tab.goto(path.as_uri())
         return tab
 
@@ -152,7 +161,9 @@ def test_a_whole_study_with_keys_and_mouse(study, opened, tmp_path, capsys):
         assert f"{step + 1} of 12 rated" in tab.text_content("#count")
         if step == 5:
             tab.reload()
-            assert "6 of 12 rated" in tab.text_content("#count") and tab.text_content("#name") == "AB"
+            assert (
+                "6 of 12 rated" in tab.text_content("#count") and tab.text_content("#name") == "AB"
+            )
             assert tab.is_hidden("#intro") and shown(tab) not in given
     assert tab.is_visible("#done")
     assert tab.evaluate("document.activeElement.id") == "done-title"
@@ -161,7 +172,10 @@ def test_a_whole_study_with_keys_and_mouse(study, opened, tmp_path, capsys):
     assert {r["item"]: r["rating"] for r in data["ratings"]} == given
     assert sum(r["explanation"] == "3 no, yes: words" for r in data["ratings"]) == 4
     assert all(r["seconds"] >= 0 and r["at"].endswith("Z") for r in data["ratings"])
-    assert main(["study", "score", str(path), "--key", str(kept), "--json", str(tmp_path / "r.json")]) == 0
+    assert (
+        main(["study", "score", str(path), "--key", str(kept), "--json", str(tmp_path / "r.json")])
+        == 0
+    )
     row = json.loads((tmp_path / "r.json").read_text())["comparisons"][0]["contrasts"]["all"]
     # replicates 0, 1, 2: gated Maybe, Yes, No; baseline No, Maybe, Yes; at two places
     assert (row["pairs"], row["mean_arm"], row["mean_reference"], row["difference"]) == (6, 1, 1, 0)
@@ -174,7 +188,9 @@ def test_what_was_written_survives_closing_the_page(study, opened, tmp_path):
     tab = opened(study[2][0])
     enter(tab)
     tab.fill("#explanation", "half a thought")
-    assert "half a thought" in tab.evaluate("Object.values(localStorage).join()")  # at once: a crash loses nothing
+    assert "half a thought" in tab.evaluate(
+        "Object.values(localStorage).join()"
+    )  # at once: a crash loses nothing
     tab.goto("about:blank")
     tab.goto(study[2][0].as_uri())
     assert tab.input_value("#explanation") == "half a thought"
@@ -214,7 +230,9 @@ def test_two_tabs_of_one_rater_keep_both_ratings(study, opened, tmp_path):
     other = tab.context.new_page()
     other.goto(study[2][0].as_uri())
 
-    def turn_to(page, count):  # a tab in the background hears of keys and storage late on a busy machine, or not at all
+    def turn_to(
+        page, count
+    ):  # a tab in the background hears of keys and storage late on a busy machine, or not at all
         page.bring_to_front()
         page.evaluate("dispatchEvent(new Event('focus'))")
         page.locator("#count", has_text=count).wait_for(timeout=30_000)
@@ -227,7 +245,9 @@ def test_two_tabs_of_one_rater_keep_both_ratings(study, opened, tmp_path):
     other.keyboard.press("1")
     other.locator("#count", has_text="2 of 12").wait_for(timeout=30_000)
     turn_to(tab, "2 of 12")
-    assert sorted(r["rating"] for r in json.loads(export(tab, tmp_path).read_text())["ratings"]) == ["No", "Yes"]
+    assert sorted(
+        r["rating"] for r in json.loads(export(tab, tmp_path).read_text())["ratings"]
+    ) == ["No", "Yes"]
 
 
 def test_two_raters_of_one_browser_do_not_mix(study, opened, tmp_path):
@@ -239,7 +259,9 @@ def test_two_raters_of_one_browser_do_not_mix(study, opened, tmp_path):
     assert "0 of 12" in tab.text_content("#count")
     tab.keyboard.press("1")
     path = export(tab, tmp_path)
-    assert [r["rating"] for r in json.loads(path.read_text())["ratings"]] == ["No"] and "/" not in path.name
+    assert [r["rating"] for r in json.loads(path.read_text())["ratings"]] == [
+        "No"
+    ] and "/" not in path.name
     tab.click("#switch")
     enter(tab, "AB")
     assert "1 of 12" in tab.text_content("#count")
@@ -255,7 +277,11 @@ def test_going_on_in_another_browser(study, opened, tmp_path):
     enter(other)
     other.set_input_files("#import", path)
     other.locator("#count", has_text="3 of").wait_for()
-    assert [r["rating"] for r in json.loads(export(other, tmp_path).read_text())["ratings"]] == ["No", "Maybe", "Yes"]
+    assert [r["rating"] for r in json.loads(export(other, tmp_path).read_text())["ratings"]] == [
+        "No",
+        "Maybe",
+        "Yes",
+    ]
     (tmp_path / "x.json").write_text('{"study": "another"}')
     other.set_input_files("#import", tmp_path / "x.json")
     other.locator("#status", has_text="not a file of this page").wait_for()
@@ -264,11 +290,15 @@ def test_going_on_in_another_browser(study, opened, tmp_path):
 def test_a_browser_that_keeps_nothing_is_told(study, browser):
     context = browser.new_context()
     tab = context.new_page()
-    tab.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new Error('denied'); } })")
+    tab.add_init_script(
+        "Object.defineProperty(window, 'localStorage', { get() { throw new Error('denied'); } })"
+    )
     tab.goto(study[2][0].as_uri())
     enter(tab)
     tab.keyboard.press("2")
-    assert "export your ratings before you close" in tab.text_content("#trouble") and tab.is_visible("#trouble")
+    assert "export your ratings before you close" in tab.text_content(
+        "#trouble"
+    ) and tab.is_visible("#trouble")
     assert "1 of 12" in tab.text_content("#count")
     context.close()
 
@@ -287,7 +317,9 @@ def test_text_of_the_corpus_runs_nothing_and_ends_nothing(study, opened, tmp_pat
     # Even if nothing were escaped, the policy would stop it.
     from gsae.interpretability import dashboards
 
-    monkeypatch.setattr(dashboards, "fragment", lambda latent, **options: "<p>On at</p>" + "".join(EVIL))
+    monkeypatch.setattr(
+        dashboards, "fragment", lambda latent, **options: "<p>On at</p>" + "".join(EVIL)
+    )
     (tmp_path / "worse.html").write_text(rating_page.render(key, 1, data), "utf-8")
     worse = tab.context.new_page()
     worse.goto((tmp_path / "worse.html").as_uri())
@@ -307,15 +339,22 @@ def test_it_fits_and_can_be_read(study, opened, width, scheme):
             for _ in range(12):
                 tab.keyboard.press("2")
         assert tab.is_visible(f"#{stage}")
-        assert tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1
+        assert (
+            tab.evaluate(
+                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            <= 1
+        )
         contrasts = tab.evaluate(CONTRAST)
         assert contrasts and min(c for c, _ in contrasts) >= 4.5, min(contrasts)
         if stage == "work":
-            for (
-                rating
-            ) in rating_statistics.SCALE:  # the buttons are in view without scrolling, and large enough for a thumb
+            for rating in (
+                rating_statistics.SCALE
+            ):  # the buttons are in view without scrolling, and large enough for a thumb
                 box = tab.locator(f"[data-rating={rating}]").bounding_box()
-                assert box["y"] + box["height"] <= 800 and box["height"] >= 40 and box["width"] >= 80
+                assert (
+                    box["y"] + box["height"] <= 800 and box["height"] >= 40 and box["width"] >= 80
+                )
     unnamed = tab.evaluate("""[...document.querySelectorAll('button, input, textarea, progress')]
         .filter(e => !(e.textContent.trim() || e.labels?.length || e.ariaLabel)).map(e => e.id)""")
     assert not unnamed
@@ -347,7 +386,9 @@ def test_a_rater_with_a_keyboard_alone_gets_everywhere(study, opened):
     tab.keyboard.press("Tab")
     seen = []
     for _ in range(14):
-        seen.append(tab.evaluate("document.activeElement.id || document.activeElement.dataset.rating"))
+        seen.append(
+            tab.evaluate("document.activeElement.id || document.activeElement.dataset.rating")
+        )
         tab.keyboard.press("Tab")
     assert {"explanation", "No", "Maybe", "Yes", "next", "unrated", "switch"} <= set(seen)
     assert tab.get_attribute("#status", "aria-live") == "polite"

@@ -1,4 +1,6 @@
-"""Which SAEs are compared: matched in L0, with the missing lambda named; latents drawn at random, blinded, dealt."""
+"""Which SAEs are compared: matched in L0, with the missing lambda named; latents drawn at random,
+blinded, dealt.
+"""
 
 import dataclasses
 import json
@@ -35,14 +37,25 @@ def test_the_made_up_files_are_valid(tmp_path):
 
 
 def test_the_pair_nearest_to_50_within_ten_percent():
-    saes = [sae("gated", 30), sae("baseline", 31), sae("gated", 44), sae("baseline", 55), sae("gated", 57),
-            sae("baseline", 60)]  # fmt: skip
+    saes = [
+        sae("gated", 30),
+        sae("baseline", 31),
+        sae("gated", 44),
+        sae("baseline", 55),
+        sae("gated", 57),
+        sae("baseline", 60),
+    ]
     found, problems = matched_pairs.match(saes)
-    assert [s.l0 for s in found[PLACE]] == [57, 55] and [s.arm for s in found[PLACE]] == ["gated", "baseline"]
+    assert [s.l0 for s in found[PLACE]] == [57, 55] and [s.arm for s in found[PLACE]] == [
+        "gated",
+        "baseline",
+    ]
     assert not problems
 
 
-@pytest.mark.parametrize("baseline,matched", [(54.9, True), (55.1, False), (45.5, True), (45.4, False)])
+@pytest.mark.parametrize(
+    "baseline,matched", [(54.9, True), (55.1, False), (45.5, True), (45.4, False)]
+)
 def test_ten_percent_is_ten_percent(baseline, matched):
     found, problems = matched_pairs.match([sae("gated", 50.0), sae("baseline", baseline)])
     assert bool(found) == matched == (not problems)
@@ -59,29 +72,49 @@ def test_the_missing_baseline_is_named_with_its_lambda():
     gated = [sae("gated", 45.0, 0.3), sae("gated", 160.0, 0.1)]
     found, (problem,) = matched_pairs.match([*baseline, *gated])
     assert not found
-    assert f"For L0 45.0, train baseline at lambda {math.sqrt(10 / 45):.3g} (interpolated)" in problem
-    assert "lm-a mlp_out layer 8" in problem and "gated 45.0" in problem and "baseline 62.5" in problem
+    assert (
+        f"For L0 45.0, train baseline at lambda {math.sqrt(10 / 45):.3g} (interpolated)" in problem
+    )
+    assert (
+        "lm-a mlp_out layer 8" in problem and "gated 45.0" in problem and "baseline 62.5" in problem
+    )
     lam = matched_pairs.lam_at(baseline, 45.0)
-    assert matched_pairs.match([*baseline, *gated, sae("baseline", 10 / lam**2, lam)])[0]  # the advice helps
+    assert matched_pairs.match([*baseline, *gated, sae("baseline", 10 / lam**2, lam)])[
+        0
+    ]  # the advice helps
 
 
 def test_where_no_gated_run_is_near_both_are_named():
-    saes = [sae(a, k / lam, lam) for a, k in (("gated", 10), ("baseline", 7)) for lam in (0.07, 0.1, 0.5)]
+    saes = [
+        sae(a, k / lam, lam)
+        for a, k in (("gated", 10), ("baseline", 7))
+        for lam in (0.07, 0.1, 0.5)
+    ]
     _, (problem,) = matched_pairs.match(saes)
-    assert "For L0 50.0, train gated at lambda 0.2 (interpolated) and baseline at lambda 0.14 (interp" in problem
+    assert (
+        "For L0 50.0, train gated at lambda 0.2 (interpolated) and baseline at lambda 0.14 (interp"
+        in problem
+    )
 
 
 def test_nothing_is_extrapolated():
-    _, (problem,) = matched_pairs.match([sae("gated", 50, 0.1), sae("baseline", 20, 0.4), sae("baseline", 30, 0.2)])
+    _, (problem,) = matched_pairs.match(
+        [sae("gated", 50, 0.1), sae("baseline", 20, 0.4), sae("baseline", 30, 0.2)]
+    )
     assert "train baseline (outside of the lambdas trained, 0.2 to 0.4)" in problem
     _, (problem,) = matched_pairs.match([sae("gated", 50, 0.1)])
     assert "no baseline at all" in problem and "no lambda is on record" in problem
 
 
 class World:
-    """A made-up world to train in: L0 falls with lambda along curves that no straight line in logarithms fits."""
+    """A made-up world to train in: L0 falls with lambda along curves that no straight line in
+    logarithms fits.
+    """
 
-    curves = {"gated": lambda lam: 2 / lam**1.5, "baseline": lambda lam: 400 * math.exp(-18 * lam**0.8)}
+    curves = {
+        "gated": lambda lam: 2 / lam**1.5,
+        "baseline": lambda lam: 400 * math.exp(-18 * lam**0.8),
+    }
 
     def __init__(self, lams, arms=matched_pairs.ARMS, **curves):
         self.curves, self.asked, self.told = self.curves | curves, [], []
@@ -99,13 +132,18 @@ class World:
 
 
 def test_the_missing_arm_alone_is_trained_until_it_matches():
-    world, other = World((0.02, 0.116, 0.4)), ("lm-a", "attn_z", 8)  # gated at L0 50.6; the baseline has to be found
+    world, other = (
+        World((0.02, 0.116, 0.4)),
+        ("lm-a", "attn_z", 8),
+    )  # gated at L0 50.6; the baseline has to be found
     world.saes += [sae("gated", 50, 0.3, other), sae("baseline", 52, 0.2, other)]
     found, problems = world.complete()
     assert not problems and set(found) == {PLACE, other}
     gated, baseline = found[PLACE]
     assert gated.lam == 0.116 and max(gated.l0, baseline.l0) <= 1.1 * min(gated.l0, baseline.l0)
-    assert 2 <= len(world.asked) <= match_l0.ATTEMPTS and set(sum(world.asked, [])) == {("baseline", PLACE)}
+    assert 2 <= len(world.asked) <= match_l0.ATTEMPTS and set(sum(world.asked, [])) == {
+        ("baseline", PLACE)
+    }
     assert f"baseline at lambda {baseline.lam:g} has L0 {baseline.l0:.1f}" in world.told[-1]
     before = len(world.asked)
     assert world.complete()[0] == found and len(world.asked) == before  # nothing twice
@@ -115,7 +153,9 @@ def test_where_no_gated_run_is_near_it_is_trained_before_the_baseline():
     world = World((0.04, 0.2))
     found, problems = world.complete()
     arms = world.arms()
-    assert not problems and arms == sorted(arms, reverse=True) and set(arms) == {"gated", "baseline"}
+    assert (
+        not problems and arms == sorted(arms, reverse=True) and set(arms) == {"gated", "baseline"}
+    )
     assert len(world.asked[0]) == 1  # the baseline's lambda follows from the L0 that comes out
 
 
@@ -127,7 +167,9 @@ def test_places_are_trained_together():
 
 
 def test_partners_of_the_nearest_gated_run_lie_in_the_window_too():
-    edge = World((0.04, 0.2), gated=lambda lam: 74 if lam == 0.1 else 2 / lam**1.5)  # its partner may have L0 80
+    edge = World(
+        (0.04, 0.2), gated=lambda lam: 74 if lam == 0.1 else 2 / lam**1.5
+    )  # its partner may have L0 80
     edge.saes.append(sae("gated", 74, 0.1))
     found, problems = edge.complete()
     assert not problems and found[PLACE][0].l0 != 74 and edge.asked[0] == [("gated", PLACE)]
@@ -151,12 +193,16 @@ def test_a_lambda_on_record_is_not_trained_again():
     world = World((0.116,), arms=["gated"])
     world.saes += [sae("baseline", l0, 0.2) for l0 in (90, 20)]
     _, (problem,) = world.complete()
-    assert "baseline at lambda 0.2 is on record with L0 90.0, not 50.6" in problem and not world.asked
+    assert (
+        "baseline at lambda 0.2 is on record with L0 90.0, not 50.6" in problem and not world.asked
+    )
 
 
 def test_training_that_leaves_nothing_on_record_is_an_error():
     world = World((0.02, 0.116, 0.4))
-    with pytest.raises(StudyError, match="baseline at lambda .* not on record after training: is GSAE_TRAIN"):
+    with pytest.raises(
+        StudyError, match="baseline at lambda .* not on record after training: is GSAE_TRAIN"
+    ):
         match_l0.complete(lambda: world.saes, lambda steps: None, tell=world.told.append)
 
 
@@ -166,11 +212,17 @@ def test_a_grid_is_left_by_a_little_only():
     assert matched_pairs.lam_at(near, 60.0, 2.5) == pytest.approx(0.05) and matched_pairs.lam_at(
         near, 7.5, 2.5
     ) == pytest.approx(0.4)
-    assert math.isnan(matched_pairs.lam_at(far, 60.0, 2.5)) and math.isnan(matched_pairs.lam_at(near[:1], 60.0, 2.5))
+    assert math.isnan(matched_pairs.lam_at(far, 60.0, 2.5)) and math.isnan(
+        matched_pairs.lam_at(near[:1], 60.0, 2.5)
+    )
     world = World((), gated=None)
     world.saes = [sae("gated", 60, 0.1), *far]
     (problem,) = world.complete()[1]
-    assert not world.asked and "no lambda for L0 60.0 can be told" in problem and "0.1 to 0.9" in problem
+    assert (
+        not world.asked
+        and "no lambda for L0 60.0 can be told" in problem
+        and "0.1 to 0.9" in problem
+    )
 
 
 def test_nothing_is_extrapolated_along_noise():
@@ -179,7 +231,9 @@ def test_nothing_is_extrapolated_along_noise():
     assert math.isnan(matched_pairs.lam_at(noisy[:2], 64.0, 2.5)) and math.isnan(
         matched_pairs.lam_at(noisy[:2], 28.0, 2.5)
     )
-    assert math.isnan(matched_pairs.lam_at([sae("baseline", 30, 0.1), sae("baseline", 30, 0.11)], 40.0, 2.5))
+    assert math.isnan(
+        matched_pairs.lam_at([sae("baseline", 30, 0.1), sae("baseline", 30, 0.11)], 40.0, 2.5)
+    )
 
 
 def test_lambda_follows_from_the_learning_rate_of_most_runs():
@@ -187,7 +241,9 @@ def test_lambda_follows_from_the_learning_rate_of_most_runs():
     world.saes = [replace(s, lr=1e-3) for s in world.saes]
     gated = next(s.l0 for s in world.saes if (s.arm, s.lam) == ("gated", 0.116))
     # Of a sweep of rates: at lambda 0.1 others have the L0 that the baseline is to have, and more.
-    world.saes = [sae("baseline", l0, 0.1, lr=lr) for l0, lr in ((gated, 3e-4), (gated + 2, 7.5e-4))] + world.saes
+    world.saes = [
+        sae("baseline", l0, 0.1, lr=lr) for l0, lr in ((gated, 3e-4), (gated + 2, 7.5e-4))
+    ] + world.saes
     world.saes += [sae("gated", 50, 0.116, lr=3e-4)]
     found, problems = world.complete()
     assert not problems and {s.lr for s in found[PLACE]} == {1e-3} and "baseline" in world.arms()
@@ -208,7 +264,10 @@ def test_seeds_and_settings_are_not_mixed():
     assert not matched_pairs.match(saes)[0]
     assert matched_pairs.match([*saes, sae("baseline", 52, group="seed 0")])[0][PLACE][1].l0 == 52
     large = [sae(arm, l0, group="seed 2") for arm in matched_pairs.ARMS for l0 in (90, 92, 94)]
-    assert matched_pairs.match([*large, *saes, sae("baseline", 52, group="seed 0")])[0][PLACE][1].l0 == 52
+    assert (
+        matched_pairs.match([*large, *saes, sae("baseline", 52, group="seed 0")])[0][PLACE][1].l0
+        == 52
+    )
 
 
 def test_an_sae_that_is_never_on_is_none():
@@ -217,7 +276,13 @@ def test_an_sae_that_is_never_on_is_none():
 
 
 def test_three_arms():
-    saes = [sae("gated", 52), sae("topk", 50), sae("topk", 47), sae("baseline", 48), sae("baseline", 55)]
+    saes = [
+        sae("gated", 52),
+        sae("topk", 50),
+        sae("topk", 47),
+        sae("baseline", 48),
+        sae("baseline", 55),
+    ]
     found, _ = matched_pairs.match(saes, ["gated", "topk", "baseline"])
     assert [s.arm for s in found[PLACE]] == ["gated", "topk", "baseline"]
     l0 = [s.l0 for s in found[PLACE]]
@@ -229,7 +294,9 @@ def test_of_three_arms_all_are_brought_within_the_tolerance():
     world = World((0.116,), arms=["gated"], topk=lambda lam: 3 / lam)
     world.saes += [sae("topk", 3 / lam, lam) for lam in (0.02, 0.055, 0.4)]
     world.saes += [sae("baseline", world.curves["baseline"](lam), lam) for lam in (0.02, 0.07, 0.4)]
-    first, topk, baseline = (next(s.l0 for s in world.saes if s.lam == lam) for lam in (0.116, 0.055, 0.07))
+    first, topk, baseline = (
+        next(s.l0 for s in world.saes if s.lam == lam) for lam in (0.116, 0.055, 0.07)
+    )
     assert 1.05 < topk / first < 1.1 and 1.05 < first / baseline < 1.1
     found, problems = world.complete(arms=("gated", "topk", "baseline"))
     l0 = [s.l0 for s in found[PLACE]]
@@ -237,14 +304,28 @@ def test_of_three_arms_all_are_brought_within_the_tolerance():
 
 
 def recorded(run, l0, at="smoke", under="pilot"):
-    sums = {k: np.ones(128) for k in (*metrics.ACTIVATION_SUMS, *metrics.CE_SUMS)} | {"l0": np.full(128, l0)}
+    sums = {k: np.ones(128) for k in (*metrics.ACTIVATION_SUMS, *metrics.CE_SUMS)} | {
+        "l0": np.full(128, l0)
+    }
     sums |= {"ce_zero": np.full(128, 3.0), "ce_mean": np.full(128, 3.0)}
-    run_files.write({
-        "schema": 1, "recipe": 1, "id": run.id, "experiment": under, "scale": at, "run": dataclasses.asdict(run),
-        "metrics": stats.ratios(sums) | {"dead_fraction": 0.0}, "sums": {k: v.tolist() for k, v in sums.items()},
-        "curve": {"columns": [], "rows": []}, "density": {"edges": [-1.0, 0.0], "counts": [1], "dead": 0},
-        "provenance": provenance.provenance("cpu", 1.0, *run_module.sources(run.lm, run.context)),
-    }, force=True)  # fmt: skip
+    run_files.write(
+        {
+            "schema": 1,
+            "recipe": 1,
+            "id": run.id,
+            "experiment": under,
+            "scale": at,
+            "run": dataclasses.asdict(run),
+            "metrics": stats.ratios(sums) | {"dead_fraction": 0.0},
+            "sums": {k: v.tolist() for k, v in sums.items()},
+            "curve": {"columns": [], "rows": []},
+            "density": {"edges": [-1.0, 0.0], "counts": [1], "dead": 0},
+            "provenance": provenance.provenance(
+                "cpu", 1.0, *run_module.sources(run.lm, run.context)
+            ),
+        },
+        force=True,
+    )
 
 
 @pytest.fixture
@@ -259,7 +340,10 @@ def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
     recorded(replace(gated, seed=1), 50)
     recorded(replace(baseline, M=2304), 50)  # as wide as the gated SAE
     recorded(replace(baseline, lr=3e-4), 49)  # each architecture has its own learning rate
-    assert main(["study", "pairs", "--scale", "smoke"]) == 1 and "no gated and baseline" in capsys.readouterr().out
+    assert (
+        main(["study", "pairs", "--scale", "smoke"]) == 1
+        and "no gated and baseline" in capsys.readouterr().out
+    )
     recorded(gated, 51)
     assert main(["study", "pairs", "--scale", "smoke"]) == 0
     told = capsys.readouterr().out
@@ -270,7 +354,10 @@ def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
 
 @pytest.mark.parametrize("force", [False, True])
 def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch, force):
-    gated, command = run_module.Run(lam=0.1), ["study", "pairs", "--scale", "cpu", "--experiment", "few", "--train"]
+    gated, command = (
+        run_module.Run(lam=0.1),
+        ["study", "pairs", "--scale", "cpu", "--experiment", "few", "--train"],
+    )
     grid = [replace(run_module.wider(gated), lam=lam) for lam in (0.05, 0.3)]
     for run, l0 in ((gated, 51), (grid[0], 160), (grid[1], 14)):
         recorded(run, l0, "cpu")
@@ -291,23 +378,39 @@ def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch,
     assert run == replace(grid[0], lam=run.lam) and 0.1 < run.lam < 0.15
     told = capsys.readouterr()
     assert run.id in told.out and f'    ("mlp_out", 8): (0.1, {run.lam:g}),' in told.out
-    assert f"baseline at lambda {run.lam:g}, for L0 51.0: training" in told.err and "has L0 53.0" in told.err
+    assert (
+        f"baseline at lambda {run.lam:g}, for L0 51.0: training" in told.err
+        and "has L0 53.0" in told.err
+    )
     # What was found is in no experiment, and counts all the same.
     assert main(command) == 0 and len(asked) == 1 and "STUDY_LAMBDAS" in capsys.readouterr().out
-    assert main([*command, "--arms", *matched_pairs.ARMS[::-1]]) == 0 and "STUDY_LAMBDAS" not in capsys.readouterr().out
+    assert (
+        main([*command, "--arms", *matched_pairs.ARMS[::-1]]) == 0
+        and "STUDY_LAMBDAS" not in capsys.readouterr().out
+    )
     # Lambdas of other tokens are not the study's.
     for run in (gated, asked[0]):
         recorded(replace(run, tokens=9_999, layer=8, site="attn_z"), 50, "cpu")
-    assert main([*command[:4], "--train"]) == 1 and "attn_z" not in capsys.readouterr().out.split("STUDY_LAMBDAS")[1]
+    assert (
+        main([*command[:4], "--train"]) == 1
+        and "attn_z" not in capsys.readouterr().out.split("STUDY_LAMBDAS")[1]
+    )
 
 
 def test_pairs_trained_at_any_scale_are_compared_and_collected(own_record):
     found = run_module.Run(lm="gelu-1l", site="mlp_out", lam=0.123)  # in no experiment
     assert found not in sweeps.runs("study", "gpu")
-    for run, under in ((found, "study"), (run_module.wider(found), "study"), (replace(found, layer=1), "own")):
+    for run, under in (
+        (found, "study"),
+        (run_module.wider(found), "study"),
+        (replace(found, layer=1), "own"),
+    ):
         recorded(run, 50, "gpu", under)
     places, problems = score_tables.compared("gpu")
-    assert [(s.arm, s.run) for s in places.pop(("gelu-1l", "mlp_out", found.layer))][0] == ("gated", found.id)
+    assert [(s.arm, s.run) for s in places.pop(("gelu-1l", "mlp_out", found.layer))][0] == (
+        "gated",
+        found.id,
+    )
     assert not places and not problems
 
 
@@ -317,15 +420,23 @@ def test_a_named_place_without_any_run_is_told(own_record, capsys, monkeypatch):
     monkeypatch.setitem(sweeps.EXPERIMENTS, "few", lambda scale: [*pair, replace(gated, layer=20)])
     for run in pair:
         recorded(run, 50)
-    assert main(["study", "pairs", "--scale", "smoke"]) == 0 and "layer 20" not in capsys.readouterr().out
+    assert (
+        main(["study", "pairs", "--scale", "smoke"]) == 0
+        and "layer 20" not in capsys.readouterr().out
+    )
     assert main(["study", "pairs", "--scale", "smoke", "--experiment", "few"]) == 1
-    assert "smollm2 mlp_out layer 20: no run of few is on record at smoke" in capsys.readouterr().out
+    assert (
+        "smollm2 mlp_out layer 20: no run of few is on record at smoke" in capsys.readouterr().out
+    )
 
 
 def test_a_damaged_run_file_is_named(own_record, capsys):
     recorded(run := run_module.Run(), 50)
     run_files.find(run.id, "smoke").write_text("")
-    assert main(["study", "pairs", "--scale", "smoke"]) == 1 and f"{run.id}.json" in capsys.readouterr().err
+    assert (
+        main(["study", "pairs", "--scale", "smoke"]) == 1
+        and f"{run.id}.json" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("option", ["--l0", "--tolerance"])
@@ -341,9 +452,16 @@ def test_collected_files_take_arm_and_l0_from_the_record(own_record, tmp_path):
     recorded(run, 51)
     path = study_data.write(tmp_path, run=run.id, arm=None, l0=None, site=run.site, lm=run.lm)
     (found,) = matched_pairs.collected([path], matched_pairs.recorded("smoke"))
-    assert (found.arm, found.l0, found.lam, found.cell) == ("gated", 51, 0.1, ("smollm2", "mlp_out", 8))
+    assert (found.arm, found.l0, found.lam, found.cell) == (
+        "gated",
+        51,
+        0.1,
+        ("smollm2", "mlp_out", 8),
+    )
     study_data.write(tmp_path, run="own", arm="baseline", l0=52, site=run.site, lm=run.lm)
-    assert main(["study", "make", str(tmp_path), "--out", str(tmp_path / "out"), "--pairs", "2"]) == 0
+    assert (
+        main(["study", "make", str(tmp_path), "--out", str(tmp_path / "out"), "--pairs", "2"]) == 0
+    )
     with pytest.raises(StudyError, match=f"{path.name}.*does not say arm.*not on record"):
         matched_pairs.collected([path])
 
@@ -392,7 +510,9 @@ def test_latents_are_drawn_evenly_and_dead_ones_never(tmp_path):
     counts = Counter()
     for seed in range(300):
         counts.update(
-            v["latent"] for v in matched_pairs.draw(cells, 2, seed=seed)[0]["items"].values() if v["arm"] == "gated"
+            v["latent"]
+            for v in matched_pairs.draw(cells, 2, seed=seed)[0]["items"].values()
+            if v["arm"] == "gated"
         )
     assert set(counts) == {17 * i + 3 for i in range(4, 12)}
     assert all(45 < n < 110 for n in counts.values())  # 75 expected
@@ -403,7 +523,9 @@ def test_latents_are_drawn_evenly_and_dead_ones_never(tmp_path):
 def test_names_and_order_tell_nothing_of_the_arm(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     one = matched_pairs.match(matched_pairs.collected(study_data.small(tmp_path / "a")))[0]
-    two = matched_pairs.match(matched_pairs.collected(study_data.small(tmp_path / "b", arms=("baseline", "gated"))))[0]
+    two = matched_pairs.match(
+        matched_pairs.collected(study_data.small(tmp_path / "b", arms=("baseline", "gated")))
+    )[0]
     keys = [matched_pairs.draw(c, 4)[0] for c in (one, two)]
     # With the arms exchanged, the page has the same names in the same order.
     assert keys[0]["pages"] == keys[1]["pages"]
@@ -449,8 +571,27 @@ def test_make_writes_pages_and_a_key_that_score_reads(own_record, tmp_path, caps
     data.mkdir()
     study_data.small(data)
     study_data.write(data, run="alone", arm="gated", site="mlp_out")
-    (data / "scores.json").write_text(json.dumps({"other": 1}))  # other files of the folder are left alone
-    assert main(["study", "make", str(data), "--out", str(out), "--pairs", "3", "--pages", "2", "--shared", "1"]) == 0
+    (data / "scores.json").write_text(
+        json.dumps({"other": 1})
+    )  # other files of the folder are left alone
+    assert (
+        main(
+            [
+                "study",
+                "make",
+                str(data),
+                "--out",
+                str(out),
+                "--pairs",
+                "3",
+                "--pages",
+                "2",
+                "--shared",
+                "1",
+            ]
+        )
+        == 0
+    )
     told = capsys.readouterr()
     assert "left out: lm-a mlp_out layer 8: no gated and baseline SAE" in told.err
     assert "14 pairs" in told.out and "16 latents a page" in told.out and "80 % power" in told.out
@@ -465,13 +606,19 @@ def test_the_key_of_another_study_is_not_replaced(own_record, tmp_path, capsys):
     assert main(command) == 0 and main(command) == 0
     before = (tmp_path / "out" / "key.json").read_bytes()
     assert main([*command, "--seed", "1"]) == 1
-    assert "is the key of study" in capsys.readouterr().err and (tmp_path / "out" / "key.json").read_bytes() == before
+    assert (
+        "is the key of study" in capsys.readouterr().err
+        and (tmp_path / "out" / "key.json").read_bytes() == before
+    )
     assert main([*command, "--seed", "1", "--force"]) == 0
 
 
 def test_make_without_a_matched_place_is_an_error(own_record, tmp_path, capsys):
     study_data.write(tmp_path, run="alone", arm="gated")
     assert main(["study", "make", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    assert "no place has collected latents" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert (
+        "no place has collected latents" in capsys.readouterr().err
+        and not (tmp_path / "out").exists()
+    )
     assert main(["study", "make", str(tmp_path), "--pairs", "0"]) == 1
     assert "at least one page" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""The activation store: every row once, at its place; resumed, damaged and poisoned harvests; batch order."""
+"""The activation store: every row once, at its place; resumed, damaged and poisoned harvests; batch
+order.
+"""
 
 import json
 import warnings
@@ -20,7 +22,9 @@ KEYS = [("mlp_out", 0), ("attn_z", 1), ("mlp_neurons", 1)]
 
 
 def make(name="tiny", sink=False) -> models.LM:
-    config = dict(d_model=D, d_head=D_HEAD, n_heads=2, n_layers=2, n_ctx=16, d_vocab=V, d_mlp=D_MLP, seed=0)
+    config = dict(
+        d_model=D, d_head=D_HEAD, n_heads=2, n_layers=2, n_ctx=16, d_vocab=V, d_mlp=D_MLP, seed=0
+    )
     config |= dict(act_fn="gelu", normalization_type="LN", initializer_range=0.3)
     bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**config))
     if sink:  # the first position is huge in the residual stream, as in real models
@@ -51,8 +55,13 @@ def stores(model, blocks, tmp_path_factory):
 
 
 def source_rows(model, blocks, key, count=50, first=1):
-    """The activations in the text's order, one block at a time, in bf16: (count * rows of a block, n)."""
-    rows = [model.activations(torch.tensor(blocks[i]["tokens"])[None], [key])[key][0, first:] for i in range(count)]
+    """The activations in the text's order, one block at a time, in bf16: (count * rows of a block,
+    n).
+    """
+    rows = [
+        model.activations(torch.tensor(blocks[i]["tokens"])[None], [key])[key][0, first:]
+        for i in range(count)
+    ]
     return torch.cat(rows).bfloat16()
 
 
@@ -66,7 +75,8 @@ def test_every_row_of_the_text_is_in_the_store_exactly_once(model, blocks, store
     match = distance.argmin(1)
     assert sorted(match.tolist()) == list(range(300))
     assert distance.gather(1, match[:, None]).max() < 0.02 * expected.float().norm(dim=1).max()
-    # Shuffled over the whole store, not within a part of it: rows far apart in the text are no farther apart here.
+    # Shuffled over the whole store, not within a part of it: rows far apart in the text are no
+    # farther apart here.
     assert abs(np.corrcoef(match.numpy(), np.arange(300))[0, 1]) < 0.25
 
 
@@ -91,7 +101,9 @@ def test_scaled_rows_have_unit_mean_squared_norm_and_the_recorded_mean(stores):
         assert x.dtype == torch.float32
         torch.testing.assert_close(x.square().sum(1).mean(), torch.tensor(1.0), atol=1e-5, rtol=0)
         torch.testing.assert_close(x.mean(0), store.mean, atol=1e-5, rtol=0)
-        torch.testing.assert_close(x.sort(0).values, (store.data.float() * store.scale).sort(0).values)
+        torch.testing.assert_close(
+            x.sort(0).values, (store.data.float() * store.scale).sort(0).values
+        )
 
 
 def test_top_share_is_that_of_the_largest_thousandth(tmp_path):
@@ -103,14 +115,20 @@ def test_top_share_is_that_of_the_largest_thousandth(tmp_path):
         store_module._finish(tmp_path, n, {"rows": rows, "site": "resid_post", "layer": 3})
     norms = x.double().square().sum(1)
     store = store_module.Store.open(tmp_path)
-    assert store.top_share == pytest.approx(float(norms.sort(descending=True).values[:2].sum() / norms.sum()), rel=1e-4)
+    assert store.top_share == pytest.approx(
+        float(norms.sort(descending=True).values[:2].sum() / norms.sum()), rel=1e-4
+    )
     assert store.scale == pytest.approx(float(norms.mean() ** -0.5), rel=1e-6)
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's account of a process's memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists(), reason="reads Linux's account of a process's memory"
+)
 def test_memory_does_not_grow_with_the_rows_read_or_harvested(model, tmp_path):
     def resident() -> int:  # bytes of stores that count as this process's memory
-        areas = Path("/proc/self/smaps").read_text().partition(str(tmp_path))[2].split(str(tmp_path))
+        areas = (
+            Path("/proc/self/smaps").read_text().partition(str(tmp_path))[2].split(str(tmp_path))
+        )
         return sum(int(area.split("Rss:")[1].split()[0]) * 1024 for area in areas if "Rss:" in area)
 
     n, rows = 512, 2**12
@@ -123,7 +141,9 @@ def test_memory_does_not_grow_with_the_rows_read_or_harvested(model, tmp_path):
     ids = np.zeros((2**13, T), np.int32).tolist()
     blocks, seen = Dataset.from_dict({"tokens": ids}).with_format("numpy"), []
     wide = Wrapped(model, lambda tokens, found: seen.append(resident()))
-    store = harvest(wide, blocks, tmp_path, [("mlp_neurons", 1)], tokens=6 * len(ids), batch=256)["mlp_neurons", 1]
+    store = harvest(wide, blocks, tmp_path, [("mlp_neurons", 1)], tokens=6 * len(ids), batch=256)[
+        "mlp_neurons", 1
+    ]
     assert max(seen) < store.rows * D_MLP * 2 / 4
 
 
@@ -146,7 +166,9 @@ class Killed(Exception):
 
 
 class Wrapped(models.LM):
-    """A model whose activations pass through a function on their way out; counts its forward passes."""
+    """A model whose activations pass through a function on their way out; counts its forward
+    passes.
+    """
 
     def __init__(self, model, change=lambda tokens, found: None, passes=999):
         self.__dict__.update(model.__dict__)
@@ -167,7 +189,9 @@ def dies_after(model, passes):
 
 
 @pytest.mark.parametrize("flush", [0, 30])
-def test_an_interrupted_harvest_resumes_to_the_same_bytes(model, blocks, stores, tmp_path, monkeypatch, flush):
+def test_an_interrupted_harvest_resumes_to_the_same_bytes(
+    model, blocks, stores, tmp_path, monkeypatch, flush
+):
     monkeypatch.setattr(store_module, "FLUSH_SECONDS", flush)
     with pytest.raises(Killed):
         harvest(dies_after(model, 5), blocks, tmp_path)
@@ -180,13 +204,17 @@ def test_an_interrupted_harvest_resumes_to_the_same_bytes(model, blocks, stores,
     assert second.passes == 13 - (5 if flush == 0 else 0)  # of ceil(50 / 4) passes
     for key in KEYS:
         for name in (store_module.DATA, store_module.META):
-            assert (resumed[key].folder / name).read_bytes() == (stores[key].folder / name).read_bytes()
+            assert (resumed[key].folder / name).read_bytes() == (
+                stores[key].folder / name
+            ).read_bytes()
         left = {path.name for path in resumed[key].folder.iterdir()}
         assert left == {store_module.DATA, store_module.META}
 
 
 @pytest.mark.parametrize("sites", [KEYS[:2], KEYS])
-def test_a_lost_file_or_another_set_of_sites_starts_over(model, blocks, stores, tmp_path, monkeypatch, sites):
+def test_a_lost_file_or_another_set_of_sites_starts_over(
+    model, blocks, stores, tmp_path, monkeypatch, sites
+):
     monkeypatch.setattr(store_module, "FLUSH_SECONDS", 0)
     with pytest.raises(Killed):
         harvest(dies_after(model, 5), blocks, tmp_path, KEYS[:2])
@@ -215,7 +243,9 @@ def test_nan_and_inf_stop_the_harvest_naming_block_site_and_layer(model, blocks,
         return Wrapped(model, change)
 
     for i, value in enumerate((float("nan"), float("inf"))):
-        with pytest.raises(ValueError, match="tiny: NaN or infinite activation at attn_z of layer 1, block 22"):
+        with pytest.raises(
+            ValueError, match="tiny: NaN or infinite activation at attn_z of layer 1, block 22"
+        ):
             harvest(poisoned(value), blocks, tmp_path / str(i))
 
     def first(tokens, found):
@@ -230,7 +260,9 @@ def test_a_store_cut_short_is_detected(model, blocks, tmp_path):
     path = store.folder / store_module.DATA
     with open(path, "r+b") as file:
         file.truncate(14398)
-    with pytest.raises(store_module.StoreError, match=r"14,398 bytes, expected 14,400 \(300 rows of 24.*delete"):
+    with pytest.raises(
+        store_module.StoreError, match=r"14,398 bytes, expected 14,400 \(300 rows of 24.*delete"
+    ):
         store_module.Store.open(store.folder)
     with pytest.raises(store_module.StoreError):
         harvest(model, blocks, tmp_path, KEYS[:1])
@@ -249,7 +281,9 @@ def test_a_store_cut_short_after_it_was_checked_gives_no_other_rows(numbered):
             assert len(numbered.batch(step, 23, seed=0).unique(dim=0)) == 23
 
 
-def test_too_little_text_or_disk_is_said_before_the_first_pass(model, blocks, tmp_path, monkeypatch):
+def test_too_little_text_or_disk_is_said_before_the_first_pass(
+    model, blocks, tmp_path, monkeypatch
+):
     silent = dies_after(model, 0)
     with pytest.raises(ValueError, match="319 tokens need 54 blocks of 6 rows, the text has 53"):
         harvest(silent, blocks, tmp_path, tokens=319)
@@ -264,7 +298,14 @@ def numbered(tmp_path):
     rows = 230
     x = torch.arange(rows).float()[:, None].expand(rows, 3).bfloat16()
     (tmp_path / store_module.DATA).write_bytes(x.contiguous().view(torch.uint16).numpy().tobytes())
-    meta = {"n": 3, "rows": rows, "scale": 1.0, "mean": [0.0] * 3, "top_share": 0.0, "complete": True}
+    meta = {
+        "n": 3,
+        "rows": rows,
+        "scale": 1.0,
+        "mean": [0.0] * 3,
+        "top_share": 0.0,
+        "complete": True,
+    }
     (tmp_path / store_module.META).write_text(json.dumps(meta))
     return store_module.Store.open(tmp_path)
 
@@ -283,8 +324,12 @@ def test_order_is_a_pure_function_of_seed_and_step(numbered):
 
     forwards = order(0, range(60))
     store_module._epoch.cache_clear()
-    assert order(0, range(59, -1, -1))[::-1] == forwards  # any step can be read directly: that is how runs resume
+    assert (
+        order(0, range(59, -1, -1))[::-1] == forwards
+    )  # any step can be read directly: that is how runs resume
     assert order(1, range(20)) != forwards[:20]
-    assert sorted(map(min, forwards[:20])) != sorted(map(min, order(1, range(20))))  # other batches, too
+    assert sorted(map(min, forwards[:20])) != sorted(
+        map(min, order(1, range(20)))
+    )  # other batches, too
     assert forwards[:20] != forwards[20:40]
     assert numbered.batch(7, 11, 0).shape == (11, 3)

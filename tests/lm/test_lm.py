@@ -1,4 +1,6 @@
-"""Language models: sites and logits against plain transformers, and cross-entropy with a site replaced."""
+"""Language models: sites and logits against plain transformers, and cross-entropy with a site
+replaced.
+"""
 
 import copy
 import json
@@ -28,7 +30,9 @@ B, T, V, D, HEADS, D_HEAD, D_MLP, LAYERS = 3, 11, 37, 24, 3, 8, 40, 3
 def words() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(V)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w1", pad_token="w1")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="w0", eos_token="w1", pad_token="w1"
+    )
 
 
 def plain(kind: str = "llama"):
@@ -38,7 +42,9 @@ def plain(kind: str = "llama"):
     shared |= dict(num_attention_heads=HEADS, max_position_embeddings=16, initializer_range=0.3)
     if kind == "llama":
         model = LlamaForCausalLM(LlamaConfig(**shared, num_key_value_heads=1, head_dim=D_HEAD))
-    elif kind == "gemma":  # its trunk scales what it takes as embeddings; its heads are wider than d_model
+    elif (
+        kind == "gemma"
+    ):  # its trunk scales what it takes as embeddings; its heads are wider than d_model
         model = GemmaForCausalLM(GemmaConfig(**shared, num_key_value_heads=1, head_dim=16))
     else:  # attention and MLP in parallel
         model = GPTNeoXForCausalLM(GPTNeoXConfig(**shared))
@@ -47,14 +53,20 @@ def plain(kind: str = "llama"):
 
 def native(**changes):
     """TransformerLens' own format: a GELU model with learned positions."""
-    config = dict(d_model=D, d_head=D_HEAD, n_heads=HEADS, n_layers=LAYERS, n_ctx=16, d_vocab=V, d_mlp=D_MLP)
+    config = dict(
+        d_model=D, d_head=D_HEAD, n_heads=HEADS, n_layers=LAYERS, n_ctx=16, d_vocab=V, d_mlp=D_MLP
+    )
     config |= dict(act_fn="gelu", normalization_type="LN", seed=0, initializer_range=0.3)
-    return TransformerBridge.boot_native(TransformerBridgeConfig(**config | changes), tokenizer=words())
+    return TransformerBridge.boot_native(
+        TransformerBridgeConfig(**config | changes), tokenizer=words()
+    )
 
 
 def wrap(model) -> lms.LM:
     model = copy.deepcopy(model)
-    bridge = TransformerBridge.boot_transformers("tiny", hf_model=model, tokenizer=words(), device="cpu")
+    bridge = TransformerBridge.boot_transformers(
+        "tiny", hf_model=model, tokenizer=words(), device="cpu"
+    )
     return lms.LM(bridge, "tiny")
 
 
@@ -86,7 +98,9 @@ def place(model, site: str, layer: int):
 
 @torch.no_grad()
 def run(model, tokens, site, layer, change=lambda x: x):
-    """Logits and the site's activation of a plain model, the activation replaced by `change` of it."""
+    """Logits and the site's activation of a plain model, the activation replaced by `change` of
+    it.
+    """
     seen = {}
     module, side = place(model, site, layer)
 
@@ -104,7 +118,9 @@ def run(model, tokens, site, layer, change=lambda x: x):
 
 
 def loss(logits, tokens, first: int = 1):
-    """Summed cross-entropy of each block, predictions at positions `first` and later, one target at a time."""
+    """Summed cross-entropy of each block, predictions at positions `first` and later, one target at
+    a time.
+    """
     log_p = logits.double().log_softmax(-1)
     pairs = [[-log_p[b, t, tokens[b, t + 1]] for t in range(first, T - 1)] for b in range(B)]
     return torch.tensor([float(sum(row)) for row in pairs])
@@ -134,23 +150,32 @@ def test_every_site_is_the_activation_of_the_plain_model(kind, tokens):
 
 def test_the_forward_stops_at_the_deepest_hooked_layer(lm, tokens):
     ran = []
-    parts = {f"block {i}": block.mlp for i, block in enumerate(lm.bridge.blocks)} | {"unembed": lm.bridge.unembed}
-    handles = [m.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, m in parts.items()]
+    parts = {f"block {i}": block.mlp for i, block in enumerate(lm.bridge.blocks)} | {
+        "unembed": lm.bridge.unembed
+    }
+    handles = [
+        m.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, m in parts.items()
+    ]
     lm.activations(tokens, [("attn_z", 0), ("mlp_out", 1)])
     first = list(ran)
     lm.activations(tokens, [("resid_post", LAYERS - 1)])  # no unembedding after the last layer
     last = ran[len(first) :]
     lm.activations(tokens, [("attn_z", 2)])  # nothing after the attention of its own layer
     [handle.remove() for handle in handles]
-    # The hook fires inside the module's own forward, so a module that is left by it does not count as run.
+    # The hook fires inside the module's own forward, so a module that is left by it does not count
+    # as run.
     assert first == ["block 0"] and last == ["block 0", "block 1", "block 2"]
     assert ran[len(first) + len(last) :] == ["block 0", "block 1"]
-    close(lm.splice(tokens, "mlp_out", 1).ce(), lm.splice(tokens, "attn_z", 2).ce())  # and nothing stays behind
+    close(
+        lm.splice(tokens, "mlp_out", 1).ce(), lm.splice(tokens, "attn_z", 2).ce()
+    )  # and nothing stays behind
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))
 @pytest.mark.parametrize("site", names.SITES)
-def test_eq5_cross_entropy_with_a_site_replaced_is_that_of_a_full_pass(lm, reference, tokens, site, layer):
+def test_eq5_cross_entropy_with_a_site_replaced_is_that_of_a_full_pass(
+    lm, reference, tokens, site, layer
+):
     splice = lm.splice(tokens, site, layer)
     clean, x = run(reference, tokens, site, layer)
     close(splice.clean, x)
@@ -171,7 +196,11 @@ def test_eq5_cross_entropy_with_a_site_replaced_is_that_of_a_full_pass(lm, refer
 
 @pytest.fixture(scope="module")
 def others():
-    return {"gemma": wrap(plain("gemma")), "neox": wrap(plain("neox")), "native": lms.LM(native(), "native")}
+    return {
+        "gemma": wrap(plain("gemma")),
+        "neox": wrap(plain("neox")),
+        "native": lms.LM(native(), "native"),
+    }
 
 
 @pytest.mark.parametrize("kind", ["gemma", "neox", "native"])
@@ -181,17 +210,22 @@ def test_other_architectures_rerun_to_the_same_loss_as_a_full_pass(others, kind,
     splice = ours.splice(tokens, site, 1)
     new = splice.clean * 0.5
     new[:, 0] = splice.clean[:, 0]
-    with ours.bridge.hooks(fwd_hooks=[(names.hook(site, 1), lambda value, hook: new.view(value.shape))]):
+    with ours.bridge.hooks(
+        fwd_hooks=[(names.hook(site, 1), lambda value, hook: new.view(value.shape))]
+    ):
         expected = loss(ours.bridge(tokens, return_type="logits"), tokens)
     close(splice.ce(splice.clean * 0.5), expected, atol=1e-3)
     assert (expected - splice.ce()).abs().max() > 0.01
 
 
-def test_a_replacement_reruns_only_the_layers_above_and_leaves_the_model_as_it_was(lm, reference, tokens):
+def test_a_replacement_reruns_only_the_layers_above_and_leaves_the_model_as_it_was(
+    lm, reference, tokens
+):
     splice = lm.splice(tokens, "resid_post", 1)
     ran = []
     handles = [
-        block.mlp.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(lm.bridge.blocks)
+        block.mlp.register_forward_hook(lambda *_, i=i: ran.append(i))
+        for i, block in enumerate(lm.bridge.blocks)
     ]
     splice.ce(torch.zeros_like(splice.clean))
     [handle.remove() for handle in handles]
@@ -213,7 +247,9 @@ def test_position_0_keeps_its_clean_activation_and_is_not_counted(sink, tokens):
     norms = splice.clean.square().sum(-1)
     assert norms[:, 0].sum() / norms.sum() > 0.99
     seen = []
-    with sink.bridge.hooks(fwd_hooks=[("blocks.2.hook_resid_pre", lambda value, hook: seen.append(value))]):
+    with sink.bridge.hooks(
+        fwd_hooks=[("blocks.2.hook_resid_pre", lambda value, hook: seen.append(value))]
+    ):
         zero = splice.ce(torch.zeros_like(splice.clean))
     close(seen[0][:, 0], splice.clean[:, 0])
     assert not seen[0][:, 1:].any()
@@ -223,7 +259,9 @@ def test_position_0_keeps_its_clean_activation_and_is_not_counted(sink, tokens):
 
     everywhere = sink.splice(tokens, "resid_post", 1, keep_pos0=True)
     assert everywhere.targets == T - 1
-    close(everywhere.ce(), loss(sink.bridge(tokens, return_type="logits"), tokens, first=0), atol=1e-3)
+    close(
+        everywhere.ce(), loss(sink.bridge(tokens, return_type="logits"), tokens, first=0), atol=1e-3
+    )
     assert not torch.equal(everywhere.ce(other), everywhere.ce(torch.zeros_like(other)))
 
 
@@ -249,7 +287,9 @@ def test_errors_say_what_was_expected(lm, tokens):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An offline hub whose cache is laid out as the client lays it out; returns a function that adds a repository."""
+    """An offline hub whose cache is laid out as the client lays it out; returns a function that
+    adds a repository.
+    """
     import huggingface_hub.constants as constants
 
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
@@ -258,7 +298,9 @@ def hub(tmp_path, monkeypatch):
 
     def add(repository: str):
         folder = tmp_path / f"models--{repository.replace('/', '--')}"
-        commit = next((s.revision for s in names.NAMES.values() if s.source == repository), "a" * 40)
+        commit = next(
+            (s.revision for s in names.NAMES.values() if s.source == repository), "a" * 40
+        )
         (folder / "refs").mkdir(parents=True)
         (folder / "refs" / "main").write_text(commit)
         snapshot = folder / "snapshots" / commit
@@ -268,7 +310,9 @@ def hub(tmp_path, monkeypatch):
     return add
 
 
-@pytest.mark.parametrize("name, kind", [("pythia-2.8b", "neox"), ("gemma-7b", "gemma"), ("someone/tiny", "llama")])
+@pytest.mark.parametrize(
+    "name, kind", [("pythia-2.8b", "neox"), ("gemma-7b", "gemma"), ("someone/tiny", "llama")]
+)
 def test_hub_models_load_by_name(hub, tokens, name, kind):
     model = plain(kind)
     folder = hub(names.NAMES[name].source if name in names.NAMES else name)
@@ -283,18 +327,32 @@ def test_hub_models_load_by_name(hub, tokens, name, kind):
 
 
 def test_gelu_1l_loads_from_transformer_lens_old_format(hub, tokens):
-    # The forward pass of a one-layer GELU transformer, written out from its weights in the old format.
+    # The forward pass of a one-layer GELU transformer, written out from its weights in the old
+    # format.
     random = torch.Generator().manual_seed(3)
     w = {
-        "embed.W_E": (V, D), "pos_embed.W_pos": (16, D), "blocks.0.ln1.w": (D,), "blocks.0.ln1.b": (D,),
-        "blocks.0.attn.W_Q": (HEADS, D, D_HEAD), "blocks.0.attn.W_K": (HEADS, D, D_HEAD),
-        "blocks.0.attn.W_V": (HEADS, D, D_HEAD), "blocks.0.attn.W_O": (HEADS, D_HEAD, D),
-        "blocks.0.attn.b_Q": (HEADS, D_HEAD), "blocks.0.attn.b_K": (HEADS, D_HEAD),
-        "blocks.0.attn.b_V": (HEADS, D_HEAD), "blocks.0.attn.b_O": (D,), "blocks.0.ln2.w": (D,),
-        "blocks.0.ln2.b": (D,), "blocks.0.mlp.W_in": (D, D_MLP), "blocks.0.mlp.b_in": (D_MLP,),
-        "blocks.0.mlp.W_out": (D_MLP, D), "blocks.0.mlp.b_out": (D,), "ln_final.w": (D,), "ln_final.b": (D,),
+        "embed.W_E": (V, D),
+        "pos_embed.W_pos": (16, D),
+        "blocks.0.ln1.w": (D,),
+        "blocks.0.ln1.b": (D,),
+        "blocks.0.attn.W_Q": (HEADS, D, D_HEAD),
+        "blocks.0.attn.W_K": (HEADS, D, D_HEAD),
+        "blocks.0.attn.W_V": (HEADS, D, D_HEAD),
+        "blocks.0.attn.W_O": (HEADS, D_HEAD, D),
+        "blocks.0.attn.b_Q": (HEADS, D_HEAD),
+        "blocks.0.attn.b_K": (HEADS, D_HEAD),
+        "blocks.0.attn.b_V": (HEADS, D_HEAD),
+        "blocks.0.attn.b_O": (D,),
+        "blocks.0.ln2.w": (D,),
+        "blocks.0.ln2.b": (D,),
+        "blocks.0.mlp.W_in": (D, D_MLP),
+        "blocks.0.mlp.b_in": (D_MLP,),
+        "blocks.0.mlp.W_out": (D_MLP, D),
+        "blocks.0.mlp.b_out": (D,),
+        "ln_final.w": (D,),
+        "ln_final.b": (D,),
         "unembed.W_U": (D, V),
-    }  # fmt: skip
+    }
     w = {name: torch.randn(shape, generator=random) * 0.3 for name, shape in w.items()}
 
     def norm(x, name):
@@ -314,11 +372,16 @@ def test_gelu_1l_loads_from_transformer_lens_old_format(hub, tokens):
 
     folder = hub(names.NAMES["gelu-1l"].source)
     torch.save(w, folder / "model_final.pth")
-    config = dict(d_model=D, n_layers=1, d_mlp=D_MLP, d_head=D_HEAD, n_heads=HEADS, n_ctx=16, d_vocab=V)
-    config |= dict(act_fn="gelu", attn_only=False, normalization="LN", tokenizer_name="someone/words")
+    config = dict(
+        d_model=D, n_layers=1, d_mlp=D_MLP, d_head=D_HEAD, n_heads=HEADS, n_ctx=16, d_vocab=V
+    )
+    config |= dict(
+        act_fn="gelu", attn_only=False, normalization="LN", tokenizer_name="someone/words"
+    )
     (folder / "config.json").write_text(json.dumps(config))
     words().save_pretrained(vocabulary := hub("someone/words"))
-    absent = vocabulary.parents[1] / ".no_exist" / vocabulary.name  # how the client remembers: no such file there
+    # how the client remembers: no such file there
+    absent = vocabulary.parents[1] / ".no_exist" / vocabulary.name
     absent.mkdir(parents=True)
     (absent / "config.json").touch()
     ours = lms.load("gelu-1l", device="cpu", dtype="float32")
@@ -329,7 +392,8 @@ def test_gelu_1l_loads_from_transformer_lens_old_format(hub, tokens):
 
 def test_a_model_that_cannot_be_had_is_named_with_the_remedy(hub):
     with pytest.raises(
-        lms.ModelError, match=r"'gemma-7b' \(google/gemma-7b\): offline mode is on.*hf download .*google/gemma-7b"
+        lms.ModelError,
+        match=r"'gemma-7b' \(google/gemma-7b\): offline mode is on.*hf download .*google/gemma-7b",
     ):
         lms.load("gemma-7b", device="cpu")
     with pytest.raises(lms.ModelError, match="'gelu-1l'"):
@@ -337,7 +401,9 @@ def test_a_model_that_cannot_be_had_is_named_with_the_remedy(hub):
 
 
 def test_a_splice_leaves_what_accelerate_put_into_a_layer(tokens):
-    """Spread over GPUs, a layer's `forward` is one of the instance, which brings its inputs to its GPU."""
+    """Spread over GPUs, a layer's `forward` is one of the instance, which brings its inputs to its
+    GPU.
+    """
     model = wrap(plain("llama"))
     layer, calls = model.bridge.blocks[0].original_component, []
     forward = layer.forward
@@ -346,7 +412,10 @@ def test_a_splice_leaves_what_accelerate_put_into_a_layer(tokens):
     splice = model.splice(tokens, "resid_post", 1)
     before = len(calls)
     splice.ce(splice.clean)
-    assert layer.forward is placed and "forward" not in model.bridge.blocks[1].original_component.__dict__
+    assert (
+        layer.forward is placed
+        and "forward" not in model.bridge.blocks[1].original_component.__dict__
+    )
     assert before == len(calls) == 1  # skipped, and back
     model.bridge(tokens)
     assert len(calls) == 2
@@ -359,13 +428,19 @@ def test_old_gpus_load_in_float32(hub, monkeypatch):
     words().save_pretrained(folder)
     load = lms.AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(
-        lms.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: (asked.append(k["dtype"]), load(*a, **k))[1]
+        lms.AutoModelForCausalLM,
+        "from_pretrained",
+        lambda *a, **k: (asked.append(k["dtype"]), load(*a, **k))[1],
     )
-    monkeypatch.setattr(lms.TransformerBridge, "boot_transformers", lambda *a, **k: pytest.fail("far enough"))
+    monkeypatch.setattr(
+        lms.TransformerBridge, "boot_transformers", lambda *a, **k: pytest.fail("far enough")
+    )
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
     for fast in (True, False):
         monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation=True, fast=fast: fast or including_emulation
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, fast=fast: fast or including_emulation,
         )
         with pytest.raises(pytest.fail.Exception, match="far enough"):
             lms.load("someone/tiny", device="cuda")
@@ -379,7 +454,7 @@ def test_a_model_placed_by_a_device_map_is_the_same_model(hub, tokens, options, 
     model.save_pretrained(folder)
     words().save_pretrained(folder)
     seen, load = [], lms.AutoModelForCausalLM.from_pretrained
-    keep = lambda *a, **k: (seen.append(k.get("device_map")), load(*a, **k))[1]  # noqa: E731
+    keep = lambda *a, **k: (seen.append(k.get("device_map")), load(*a, **k))[1]
     monkeypatch.setattr(lms.AutoModelForCausalLM, "from_pretrained", keep)
     ours = lms.load("someone/tiny", dtype="float32", **options)
     assert seen == [options.get("device_map", "auto")]

@@ -1,4 +1,6 @@
-"""The shuffled buffer: the same rows as the store, shuffled, as a pure function of the step; position 0; NaN."""
+"""The shuffled buffer: the same rows as the store, shuffled, as a pure function of the step;
+position 0; NaN.
+"""
 
 import shutil
 from dataclasses import replace
@@ -20,7 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*of the squared norm")
 
 
 class Numbered(streaming.Source):
-    """A text whose row i is (i, -i, 1): rows can be told apart after any shuffling; counts what it reads."""
+    """A text whose row i is (i, -i, 1): rows can be told apart after any shuffling; counts what it
+    reads.
+    """
 
     site, layer, n = "resid_post", 3, 3
 
@@ -49,7 +53,9 @@ def order(buffer, steps, batch=11, seed=0):
     return [buffer.batch(step, batch, seed)[:, 0].tolist() for step in steps]
 
 
-@pytest.mark.parametrize("rows,size", [(1000, 200), (1001, 200), (1000, 333), (150, 200), (200, 200), (215, 200)])
+@pytest.mark.parametrize(
+    "rows,size", [(1000, 200), (1001, 200), (1000, 333), (150, 200), (200, 200), (215, 200)]
+)
 def test_a_pass_gives_every_row_once_less_than_a_batch_aside(rows, size):
     buffer, steps = numbered(rows, size=size), rows // 11
     passes = [sum(order(buffer, range(e * steps, (e + 1) * steps)), []) for e in range(3)]
@@ -72,7 +78,9 @@ def test_reading_on_reads_the_text_once_and_a_jump_only_what_the_buffer_holds():
     buffer = numbered(100_000, 50, 2000, sample=50)
     buffer.source.read.clear()
     order(buffer, range(600))
-    assert buffer.source.read == sorted(set(buffer.source.read))  # in the text's order, no chunk twice
+    assert buffer.source.read == sorted(
+        set(buffer.source.read)
+    )  # in the text's order, no chunk twice
     resumed = numbered(100_000, 50, 2000, sample=50)
     resumed.source.read.clear()
     assert order(resumed, [600]) == order(buffer, [600])
@@ -97,11 +105,17 @@ def test_neighbours_in_a_batch_are_no_neighbours_in_the_text():
         rows = buffer.batch(step, 100, seed=0)[:, 0].numpy()
         rho = spearmanr(rows[:-1], rows[1:]).statistic
         assert abs(rho) < 0.3  # three standard errors
-        assert np.ptp(rows) > 9_000 and len(set(rows // 500)) > 20  # from half the buffer and more, from many chunks
-    parts = [buffer.batch(step, 100, seed=0)[:, 0].numpy() for step in range(1000, 1100)]  # one filling
+        assert (
+            np.ptp(rows) > 9_000 and len(set(rows // 500)) > 20
+        )  # from half the buffer and more, from many chunks
+    parts = [
+        buffer.batch(step, 100, seed=0)[:, 0].numpy() for step in range(1000, 1100)
+    ]  # one filling
     rho = spearmanr(np.concatenate(parts)[:-1], np.concatenate(parts)[1:]).statistic
     assert abs(rho) < 0.03
-    assert abs(spearmanr(range(1000), range(1, 1001)).statistic) == 1  # what an unshuffled text would give
+    assert (
+        abs(spearmanr(range(1000), range(1, 1001)).statistic) == 1
+    )  # what an unshuffled text would give
 
 
 def test_rows_leave_by_halves():
@@ -110,7 +124,9 @@ def test_rows_leave_by_halves():
     rows = torch.cat([buffer.batch(step, 100, seed=0)[:, 0] for step in range(1500, 1600)])
     assert rows.max() < newest
     for refills in (1, 2, 3, 4):
-        assert (rows < newest - refills * 10_000).float().mean() == pytest.approx(0.5**refills, abs=0.02)
+        assert (rows < newest - refills * 10_000).float().mean() == pytest.approx(
+            0.5**refills, abs=0.02
+        )
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +153,9 @@ def test_the_same_rows_scale_and_mean_as_the_store(text, tmp_path, keep_pos0):
     mine = torch.cat([buffer.batch(s, batch, seed=0) for s in range(rows // batch)])
     theirs = torch.cat([store.batch(s, batch, seed=0) for s in range(rows // batch)])
     assert mine.dtype == theirs.dtype == torch.float32
-    assert torch.equal(mine[np.lexsort(mine.numpy().T)], theirs[np.lexsort(theirs.numpy().T)])  # one multiset
+    assert torch.equal(
+        mine[np.lexsort(mine.numpy().T)], theirs[np.lexsort(theirs.numpy().T)]
+    )  # one multiset
     assert float(mine.square().sum(1).mean()) == pytest.approx(1, abs=1e-5)
     assert not torch.equal(mine, theirs)
 
@@ -147,9 +165,13 @@ def test_position_0_is_left_out(text):
     norms = {}
     for keep in (False, True):
         source = streaming.Source(model, blocks, "resid_post", 0, batch=4, keep_pos0=keep)
-        norms[keep] = torch.cat([source(i).float().square().sum(1) for i in range(-(-source.rows // source.chunk))])
+        norms[keep] = torch.cat(
+            [source(i).float().square().sum(1) for i in range(-(-source.rows // source.chunk))]
+        )
     assert len(norms[False]) == COUNT * (T - 1) and len(norms[True]) == COUNT * T
-    assert norms[True].max() > 100 * norms[False].max()  # the sink is there, and only with position 0
+    assert (
+        norms[True].max() > 100 * norms[False].max()
+    )  # the sink is there, and only with position 0
 
 
 def test_scale_and_mean_come_from_the_start_of_the_text():
@@ -168,16 +190,25 @@ def test_nan_and_inf_are_named_and_nothing_half_filled_is_used(text, value):
         if poison["on"] and (tokens == torch.tensor(blocks[41]["tokens"])).all(1).any():
             found["attn_z", 1][1, 3, 4] = value  # blocks 40 to 43 are one chunk
 
-    buffer = streaming.Buffer(streaming.Source(Wrapped(model, change), blocks, "attn_z", 1, batch=4), 60, sample=24)
+    buffer = streaming.Buffer(
+        streaming.Source(Wrapped(model, change), blocks, "attn_z", 1, batch=4), 60, sample=24
+    )
     clean = streaming.Buffer(streaming.Source(model, blocks, "attn_z", 1, batch=4), 60, sample=24)
-    with pytest.raises(ValueError, match="sink: NaN or infinite activation at attn_z of layer 1, block 41 of the text"):
+    with pytest.raises(
+        ValueError,
+        match="sink: NaN or infinite activation at attn_z of layer 1, block 41 of the text",
+    ):
         [buffer.batch(step, 10, seed=0) for step in range(COUNT * (T - 1) // 10)]
     poison["on"] = False
-    torch.testing.assert_close(buffer.batch(25, 10, seed=0), clean.batch(25, 10, seed=0), rtol=0, atol=0)
+    torch.testing.assert_close(
+        buffer.batch(25, 10, seed=0), clean.batch(25, 10, seed=0), rtol=0, atol=0
+    )
 
 
 def test_a_batch_larger_than_half_the_buffer_is_refused():
-    with pytest.raises(ValueError, match="a batch of 101 rows needs a buffer of 202 at least, it has 200"):
+    with pytest.raises(
+        ValueError, match="a batch of 101 rows needs a buffer of 202 at least, it has 200"
+    ):
         numbered().batch(0, 101, seed=0)
 
 
@@ -186,7 +217,9 @@ def test_a_resumed_run_on_the_buffer_ends_with_the_same_weights(text, tmp_path):
     plan = Plan("gated", D, 31, (0.1, 0.4), 60, 10, 1e-2, resample=(0.3,), dtype="float32")
 
     def batches():
-        buffer = streaming.Buffer(streaming.Source(model, blocks, "mlp_out", 1, batch=4), rows=80, sample=48)
+        buffer = streaming.Buffer(
+            streaming.Source(model, blocks, "mlp_out", 1, batch=4), rows=80, sample=48
+        )
         return lambda step: buffer.batch(step, plan.batch, plan.seed)
 
     whole = fit(Stack(plan), batches(), bar=False)
@@ -197,7 +230,12 @@ def test_a_resumed_run_on_the_buffer_ends_with_the_same_weights(text, tmp_path):
         first.train_step(source(first.step))
     first.save(tmp_path / "c.safetensors")
     read, source = [], batches()
-    resumed = fit(Stack(plan), lambda step: (read.append(step), source(step))[1], tmp_path / "c.safetensors", bar=False)
+    resumed = fit(
+        Stack(plan),
+        lambda step: (read.append(step), source(step))[1],
+        tmp_path / "c.safetensors",
+        bar=False,
+    )
     assert read == list(range(23, 60))
     for a, b in zip(whole, resumed, strict=True):
         assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
@@ -216,7 +254,7 @@ def test_a_buffer_that_moves_to_another_memory_gives_the_same_rows():
 def test_a_buffer_makes_room_on_a_small_gpu(monkeypatch, count, where):
     """`meta` stands for the GPU that the language model is on."""
     from gsae.evidence.run import Run
-    from gsae.experiments import cost, limits
+    from gsae.experiments import cost, gpu_parts, limits
     from gsae.experiments import site as site_module
     from gsae.system import devices
 
@@ -241,10 +279,15 @@ def test_held_out_activations_are_in_the_order_of_the_text(text, monkeypatch):
     from gsae.experiments import site as site_module
 
     model, blocks = text
-    monkeypatch.setattr(site_module.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
+    monkeypatch.setattr(
+        site_module.Site, "blocks", lambda self, split, count: blocks.select(range(count))
+    )
     monkeypatch.setattr(limits, "blocks_per_pass", lambda context: 4)
     place = object.__new__(site_module.Site)
-    place.run, place.model = Run(site="mlp_out", layer=1, context=T, eval_tokens=10 * (T - 1)), model
+    place.run, place.model = (
+        Run(site="mlp_out", layer=1, context=T, eval_tokens=10 * (T - 1)),
+        model,
+    )
     place.__dict__["store"] = SimpleNamespace(scale=2.0)
     found, groups = place.held_out
     tokens = torch.as_tensor(np.asarray(blocks[:10]["tokens"]))
@@ -261,9 +304,21 @@ def test_the_runner_streams_a_long_run(text, tmp_path, monkeypatch):
     model, blocks = text
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path))
     monkeypatch.setattr(runner.language_models, "load", lambda name: model)
-    monkeypatch.setattr(site_module.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
+    monkeypatch.setattr(
+        site_module.Site, "blocks", lambda self, split, count: blocks.select(range(count))
+    )
     monkeypatch.setattr(limits, "BUFFER", 90)
-    run = Run(site="attn_z", layer=1, context=T, M=31, tokens=270, batch=10, eval_tokens=60, ce_tokens=70, resample=())
+    run = Run(
+        site="attn_z",
+        layer=1,
+        context=T,
+        M=31,
+        tokens=270,
+        batch=10,
+        eval_tokens=60,
+        ce_tokens=70,
+        resample=(),
+    )
     stored = runner.run([run], "smoke").iloc[0]
     assert list(tmp_path.glob("activations/*/*/rows.bf16"))
     shutil.rmtree(tmp_path / "activations")
@@ -272,7 +327,10 @@ def test_the_runner_streams_a_long_run(text, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "KEPT", 0)  # nor are the splices
     streamed = runner.run([run], "smoke").iloc[0]
     assert not (tmp_path / "activations").exists()  # nothing of a store
-    assert streamed["ce_clean"] == stored["ce_clean"] and streamed["ce_mean"] == pytest.approx(stored["ce_mean"])
+    assert streamed["ce_clean"] == stored["ce_clean"] and streamed["ce_mean"] == pytest.approx(
+        stored["ce_mean"]
+    )
     assert (
-        streamed["fvu"] == pytest.approx(stored["fvu"], rel=0.2) and streamed["fvu"] != stored["fvu"]
+        streamed["fvu"] == pytest.approx(stored["fvu"], rel=0.2)
+        and streamed["fvu"] != stored["fvu"]
     )  # another order

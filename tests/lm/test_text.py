@@ -1,4 +1,6 @@
-"""Packaged files and text: checked by hash, whole or absent, split by file, repeats removed. No network."""
+"""Packaged files and text: checked by hash, whole or absent, split by file, repeats removed. No
+network.
+"""
 
 import errno
 import hashlib
@@ -14,7 +16,10 @@ from transformers import PreTrainedTokenizerFast
 from gsae.lm import corpus, packaged_text
 from gsae.system import files, wheels
 
-DOCSTRING = "This paragraph explains at some length what the function below is for and how a reader should call it."
+DOCSTRING = (
+    "This paragraph explains at some length what the function below is for and how a "
+    "reader should call it."
+)
 SOURCE = f'"""{DOCSTRING}"""\n\ndef add(a, b):\n    return a + b\n' + "x = 1\n" * 60
 
 
@@ -32,7 +37,9 @@ def wheel(tmp_path, monkeypatch):
     monkeypatch.setattr(wheels, "wheels", lambda: pinned)
     calls = []
     monkeypatch.setattr(
-        wheels, "download", lambda req, to: calls.append(req) or (to / path.name).write_bytes(path.read_bytes())
+        wheels,
+        "download",
+        lambda req, to: calls.append(req) or (to / path.name).write_bytes(path.read_bytes()),
     )
     return pinned, calls
 
@@ -45,7 +52,9 @@ def test_a_wheel_is_fetched_once_and_only_what_is_read(wheel):
 
 
 def nothing_left():
-    return not [p for p in (files.cache_dir() / "wheels").rglob("*") if not p.name.endswith(".lock")]
+    return not [
+        p for p in (files.cache_dir() / "wheels").rglob("*") if not p.name.endswith(".lock")
+    ]
 
 
 def test_a_wrong_hash_is_refused(wheel):
@@ -120,7 +129,9 @@ def tokenizer():
 
 
 def test_hub_blocks_stream_a_local_data_set(tmp_path, tokenizer):
-    Path(tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": "a b c d e f g"}) for _ in range(20)))
+    Path(tmp_path / "train.jsonl").write_text(
+        "\n".join(json.dumps({"text": "a b c d e f g"}) for _ in range(20))
+    )
     blocks = corpus.hub_blocks(tokenizer, str(tmp_path), 5, 8)
     assert np.asarray(blocks["tokens"][:]).shape == (8, 5)
     with pytest.raises(corpus.CorpusError, match="of 800 blocks"):
@@ -132,12 +143,20 @@ def test_hub_blocks_stream_a_local_data_set(tmp_path, tokenizer):
 def test_token_hash_sees_every_token():
     ids = np.arange(40, dtype=np.int32)
     one, other = corpus.as_blocks(ids, 8), corpus.as_blocks(np.where(ids == 39, 0, ids), 8)
-    assert corpus.token_hash(one) != corpus.token_hash(other) != corpus.token_hash(corpus.as_blocks(ids, 4))
+    assert (
+        corpus.token_hash(one)
+        != corpus.token_hash(other)
+        != corpus.token_hash(corpus.as_blocks(ids, 4))
+    )
 
 
 def test_blocks_of_another_text_are_refused(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path))
-    monkeypatch.setattr(corpus, "documents", lambda split: corpus.Dataset.from_dict({"text": ["a b c d e f g"] * 40}))
+    monkeypatch.setattr(
+        corpus,
+        "documents",
+        lambda split: corpus.Dataset.from_dict({"text": ["a b c d e f g"] * 40}),
+    )
     assert len(corpus.blocks(tokenizer, "eval", 8, name="own")) == 35
     with pytest.raises(corpus.CorpusError, match="gsae fetch"):
         corpus.blocks(tokenizer, "eval", 128, name="smollm2")

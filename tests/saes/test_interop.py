@@ -1,4 +1,6 @@
-"""Formats of SAELens and dictionary_learning: against their forward passes written out here, and against themselves."""
+"""Formats of SAELens and dictionary_learning: against their forward passes written out here, and
+against themselves.
+"""
 
 import json
 import os
@@ -39,7 +41,8 @@ def close(a, b):
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-# The forward passes of the other libraries, from the tensors in their files: state, x -> latents, reconstruction.
+# The forward passes of the other libraries, from the tensors in their files: state, x -> latents,
+# reconstruction.
 
 
 def saelens(s, x, centred=True):
@@ -60,7 +63,9 @@ def dictionary_learning(s, x):
     if "bias" in s:  # AutoEncoder
         f = torch.relu((x - s["bias"]) @ s["encoder.weight"].T + s["encoder.bias"])
         return f, f @ s["decoder.weight"].T + s["bias"]
-    f = torch.relu(x @ s["encoder.weight"].T + s["encoder.bias"])  # AutoEncoderNew, the April update's
+    f = torch.relu(
+        x @ s["encoder.weight"].T + s["encoder.bias"]
+    )  # AutoEncoderNew, the April update's
     return f, f @ s["decoder.weight"].T + s["decoder.bias"]
 
 
@@ -202,14 +207,26 @@ def test_an_export_takes_activations_as_they_are(tmp_path, dialect, arm):
 
 def test_configs_say_what_was_exported(tmp_path):
     sae = trained("paper")
-    config = json.loads((interop.export(sae, tmp_path / "a", "saelens", hook_name(sae)) / "cfg.json").read_text())
+    config = json.loads(
+        (interop.export(sae, tmp_path / "a", "saelens", hook_name(sae)) / "cfg.json").read_text()
+    )
     assert config["architecture"] == "gated" and (config["d_in"], config["d_sae"]) == (N, M)
     assert config["apply_b_dec_to_input"] is True and config["normalize_activations"] == "none"
-    assert config["metadata"]["hook_name"] == "blocks.4.hook_mlp_out" and config["reshape_activations"] == "none"
+    assert (
+        config["metadata"]["hook_name"] == "blocks.4.hook_mlp_out"
+        and config["reshape_activations"] == "none"
+    )
     sae.about["run"]["site"] = "attn_z"
-    config = json.loads((interop.export(sae, tmp_path / "a", "saelens", hook_name(sae)) / "cfg.json").read_text())
-    assert config["metadata"]["hook_name"] == "blocks.4.attn.hook_z" and config["reshape_activations"] == "hook_z"
-    config = json.loads((interop.export(sae, tmp_path / "b", "dictionary_learning") / "config.json").read_text())
+    config = json.loads(
+        (interop.export(sae, tmp_path / "a", "saelens", hook_name(sae)) / "cfg.json").read_text()
+    )
+    assert (
+        config["metadata"]["hook_name"] == "blocks.4.attn.hook_z"
+        and config["reshape_activations"] == "hook_z"
+    )
+    config = json.loads(
+        (interop.export(sae, tmp_path / "b", "dictionary_learning") / "config.json").read_text()
+    )
     assert config["trainer"]["dict_class"] == "GatedAutoEncoder" and config["trainer"]["layer"] == 4
     assert config["buffer"]["ctx_len"] == 64
 
@@ -217,21 +234,32 @@ def test_configs_say_what_was_exported(tmp_path):
 def test_saelens_scaling_factor_is_folded_from_beside_the_file_or_from_the_caller(tmp_path):
     shapes, config, _ = FILES["saelens gated, not centred"]
     state, x = random(shapes), inputs()
-    folder = write(tmp_path / "sae", state, {**config, "normalize_activations": "expected_average_only_in"}, pt=False)
+    folder = write(
+        tmp_path / "sae",
+        state,
+        {**config, "normalize_activations": "expected_average_only_in"},
+        pt=False,
+    )
     f, x_hat = saelens(state, x * 0.3, centred=False)
     with pytest.raises(ValueError, match=r"pass scale=.*sqrt\(n\) divided by the mean norm"):
         interop.load(folder)
     sae = interop.load(folder, scale=0.3)
     close(sae.encode(x), f)
     close(sae.decode(f), x_hat / 0.3)
-    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.3, "has_whitening": False}))
+    (folder / "activation_scaler.json").write_text(
+        json.dumps({"scaling_factor": 0.3, "has_whitening": False})
+    )
     close(interop.load(folder)(x), x_hat / 0.3)
 
 
 @pytest.mark.parametrize(
     "tensors, config, message",
     [
-        ({}, {"normalize_activations": "layer_norm"}, "normalises each token by itself.*'layer_norm'"),
+        (
+            {},
+            {"normalize_activations": "layer_norm"},
+            "normalises each token by itself.*'layer_norm'",
+        ),
         ({}, {"architecture": "topk"}, "no gated or standard SAE.*'topk'"),
         ({}, {"activation_fn_str": "tanh-relu"}, "activation 'tanh-relu'"),
         ({"threshold": (M,)}, {}, "tensors threshold"),
@@ -249,9 +277,16 @@ def test_old_saelens_files_hold_factors_of_one(tmp_path):
     shapes, config, forward = FILES["saelens standard"]
     state = random(shapes)
     x, extra = inputs(), {"scaling_factor": torch.ones(M)}
-    close(interop.load(write(tmp_path / "a", state | extra, config, pt=False))(x), forward(state, x)[1])
+    close(
+        interop.load(write(tmp_path / "a", state | extra, config, pt=False))(x),
+        forward(state, x)[1],
+    )
     with pytest.raises(ValueError, match="tensors scaling_factor"):
-        interop.load(write(tmp_path / "b", state | {"scaling_factor": torch.full((M,), 2.0)}, config, pt=False))
+        interop.load(
+            write(
+                tmp_path / "b", state | {"scaling_factor": torch.full((M,), 2.0)}, config, pt=False
+            )
+        )
 
 
 class Payload:
@@ -283,7 +318,8 @@ def test_what_no_other_library_can_hold_is_not_exported(tmp_path):
         interop.export(GatedSAE(N, M), tmp_path, "saebench")
 
 
-# Against the libraries themselves, in their own environment. Both directions run in one process: loading them is slow.
+# Against the libraries themselves, in their own environment. Both directions run in one process:
+# loading them is slow.
 
 SCRIPT = """
 import json, sys, warnings
@@ -346,7 +382,9 @@ def peers(tmp_path_factory):
     save_file({"x": inputs()}, root / "x.safetensors")
     for dialect in interop.DIALECTS:
         for arm in ARMS:
-            interop.export(trained(arm), root / "ours" / f"{dialect}-{arm}", dialect, hook_name(trained(arm)))
+            interop.export(
+                trained(arm), root / "ours" / f"{dialect}-{arm}", dialect, hook_name(trained(arm))
+            )
     z = trained("paper")
     z.about["run"]["site"] = "attn_z"
     interop.export(z, root / "ours" / "saelens-attn_z", "saelens", hook_name(z))
@@ -367,8 +405,12 @@ def test_the_libraries_run_our_exports_to_the_same_numbers(peers, dialect, arm):
     close(got["x_hat"], sae(x * SCALE) / SCALE)
 
 
-THEIRS = [f"saelens-{name}-{centred}" for name in ("gated", "standard") for centred in (True, False)]
-THEIRS += [f"dictionary_learning-{name}" for name in ("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder")]
+THEIRS = [
+    f"saelens-{name}-{centred}" for name in ("gated", "standard") for centred in (True, False)
+]
+THEIRS += [
+    f"dictionary_learning-{name}" for name in ("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder")
+]
 
 
 @pytest.mark.parametrize("name", THEIRS)

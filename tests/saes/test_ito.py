@@ -1,4 +1,6 @@
-"""Gradient pursuit against a slow one-vector version, against exact answers, and against non-negative least squares."""
+"""Gradient pursuit against a slow one-vector version, against exact answers, and against
+non-negative least squares.
+"""
 
 import pytest
 import torch
@@ -29,7 +31,9 @@ def slow(x, W_dec, b_dec, s):
 
 
 def world(b=7, n=5, M=11, seed=0, common=0.0):
-    """Vectors, a random dictionary whose rows share a direction to the degree `common`, and a decoder bias."""
+    """Vectors, a random dictionary whose rows share a direction to the degree `common`, and a
+    decoder bias.
+    """
     generator = torch.Generator().manual_seed(seed)
     x, b_dec = (torch.randn(*k, generator=generator, dtype=torch.float64) for k in ((b, n), (n,)))
     W_dec = unit_rows(n, M, seed).double() + common * unit_rows(n, 1, seed + 1).double()
@@ -45,7 +49,9 @@ def test_eq12_equals_the_slow_version(shape, monkeypatch):
         wanted = torch.stack([slow(row, W_dec, b_dec, s)[0] for row in x])
         assert torch.allclose(f, wanted, atol=1e-10)
         assert (
-            (f >= 0).all() and ((f > 0).sum(-1) <= s).all() and (s > 1 or ((f > 0).sum(-1) == 1).float().mean() > 0.8)
+            (f >= 0).all()
+            and ((f > 0).sum(-1) <= s).all()
+            and (s > 1 or ((f > 0).sum(-1) == 1).float().mean() > 0.8)
         )
 
 
@@ -58,24 +64,35 @@ def test_some_codes_are_clipped_and_some_latents_chosen_again():
 
 def test_orthonormal_rows_give_the_largest_positive_coefficients():
     x, _, b_dec = world(50, 9, 9)
-    Q = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64))[0]
+    Q = torch.linalg.qr(
+        torch.randn(9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    )[0]
     coefficients = (x - b_dec) @ Q.T
     kept = coefficients.topk(3).indices
-    wanted = torch.zeros_like(coefficients).scatter(1, kept, coefficients.gather(1, kept)).clamp(min=0)
+    wanted = (
+        torch.zeros_like(coefficients).scatter(1, kept, coefficients.gather(1, kept)).clamp(min=0)
+    )
     # each round adds one exact coefficient: the others' gradients are 0
     assert torch.allclose(pursue(x, Q, b_dec, 3), wanted, atol=1e-10)
 
 
 def test_eq11_a_square_dictionary_and_positive_codes_are_recovered():
     generator = torch.Generator().manual_seed(2)
-    W_dec = torch.nn.functional.normalize(torch.eye(6) + 0.1 * torch.randn(6, 6, generator=generator), dim=-1).double()
+    W_dec = torch.nn.functional.normalize(
+        torch.eye(6) + 0.1 * torch.randn(6, 6, generator=generator), dim=-1
+    ).double()
     codes = torch.rand(20, 6, generator=generator).double() + 0.5
     b_dec = torch.randn(6, generator=generator).double()
     x = codes @ W_dec + b_dec
-    errors = [float((pursue(x, W_dec, b_dec, s) @ W_dec + b_dec - x).norm() / x.norm()) for s in (3, 6)]
+    errors = [
+        float((pursue(x, W_dec, b_dec, s) @ W_dec + b_dec - x).norm() / x.norm()) for s in (3, 6)
+    ]
     assert errors[1] < 0.1 and errors[1] < 0.3 * errors[0]
-    # one gradient step a round leaves a remainder; it shrinks with the rows' overlap and is 0 without
-    assert torch.allclose(pursue(codes @ torch.eye(6).double(), torch.eye(6).double(), 0 * b_dec, 6), codes)
+    # one gradient step a round leaves a remainder; it shrinks with the rows' overlap and is 0
+    # without
+    assert torch.allclose(
+        pursue(codes @ torch.eye(6).double(), torch.eye(6).double(), 0 * b_dec, 6), codes
+    )
     single = codes[:, :1] @ W_dec[:1] + b_dec  # one latent: exact in one round
     assert torch.allclose(pursue(single, W_dec, b_dec, 1)[:, 0], codes[:, 0])
 
@@ -85,7 +102,10 @@ def test_the_error_falls_in_every_round_without_clipping():
     compared = 0
     for row in x:
         _, errors, clips = slow(row, W_dec, b_dec, 8)
-        at = [float((row - b_dec - pursue(row[None], W_dec, b_dec, s)[0] @ W_dec).square().sum()) for s in range(1, 9)]
+        at = [
+            float((row - b_dec - pursue(row[None], W_dec, b_dec, s)[0] @ W_dec).square().sum())
+            for s in range(1, 9)
+        ]
         assert at == pytest.approx(errors, abs=1e-9) and at[0] < float((row - b_dec).square().sum())
         for r in range(1, 8):
             if not clips[r]:

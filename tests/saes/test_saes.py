@@ -1,7 +1,9 @@
-"""Both architectures against the paper's pseudo-code (tests/reference.py): values, and the gradient of every parameter.
+"""Both architectures against the paper's pseudo-code (tests/reference.py): values, and the gradient
+of every parameter.
 
-Several faults of public implementations, a missing stop-gradient above all, leave every loss value unchanged. So one
-function, `compare`, checks values and gradients term by term, and each fault is built here and shown to be caught.
+Several faults of public implementations, a missing stop-gradient above all, leave every loss value
+unchanged. So one function, `compare`, checks values and gradients term by term, and each fault is
+built here and shown to be caught.
 """
 
 import pytest
@@ -39,7 +41,9 @@ ARMS = {
 
 
 def data(seed=0, size=b):
-    return torch.randn(size, n, dtype=torch.float64, generator=torch.Generator().manual_seed(100 + seed))
+    return torch.randn(
+        size, n, dtype=torch.float64, generator=torch.Generator().manual_seed(100 + seed)
+    )
 
 
 def randomise(sae, seed=0):
@@ -70,30 +74,41 @@ def gradients(term, parameters):
     """The gradient of one term for each name; None where no path leads there."""
     if not term.requires_grad:
         return dict.fromkeys(parameters)
-    grads = torch.autograd.grad(term, list(parameters.values()), retain_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(
+        term, list(parameters.values()), retain_graph=True, allow_unused=True
+    )
     return dict(zip(parameters, grads, strict=True))
 
 
 def compare(sae, x, values_only=False):
-    """Raise AssertionError where a loss term of `sae`, or its gradient for any parameter, differs from the paper's."""
+    """Raise AssertionError where a loss term of `sae`, or its gradient for any parameter, differs
+    from the paper's.
+    """
     p, own = columns(sae), dict(sae.named_parameters())
     ours, theirs = sae.losses(x, LAM), reference_losses(sae, p, x)
     assert list(ours) == list(theirs), f"terms {list(ours)}, expected {list(theirs)}"
     for term in theirs:
-        torch.testing.assert_close(ours[term], theirs[term], rtol=1e-11, atol=1e-11, msg=f"value of {term}")
+        torch.testing.assert_close(
+            ours[term], theirs[term], rtol=1e-11, atol=1e-11, msg=f"value of {term}"
+        )
         if values_only:
             continue
         mine, paper = gradients(ours[term], own), gradients(theirs[term], p)
         for name in own:
             if paper[name] is None:
-                assert mine[name] is None or not mine[name].any(), f"{term} reaches {name}; in the paper it does not"
+                assert mine[name] is None or not mine[name].any(), (
+                    f"{term} reaches {name}; in the paper it does not"
+                )
             else:
                 want = paper[name].T if name.startswith("W") else paper[name]
                 assert mine[name] is not None, f"{term} does not reach {name}; in the paper it does"
-                torch.testing.assert_close(mine[name], want, rtol=1e-9, atol=1e-11, msg=f"gradient of {term}, {name}")
+                torch.testing.assert_close(
+                    mine[name], want, rtol=1e-9, atol=1e-11, msg=f"gradient of {term}, {name}"
+                )
 
 
-# ---- The paper's own definitions ----------------------------------------------------------------------------------
+# ---- The paper's own definitions
+# ----------------------------------------------------------------------------------
 
 
 def test_eq1_forward_is_decode_of_encode_and_activations_are_not_negative():
@@ -102,7 +117,9 @@ def test_eq1_forward_is_decode_of_encode_and_activations_are_not_negative():
         f = sae.encode(x)
         assert (f >= 0).all() and (f == 0).any() and (f > 0).any()
         assert torch.equal(sae(x), sae.decode(f))
-        assert torch.allclose(sae(x), torch.stack([reference.decode(p, f_k) for f_k in f]), atol=1e-12)
+        assert torch.allclose(
+            sae(x), torch.stack([reference.decode(p, f_k) for f_k in f]), atol=1e-12
+        )
 
 
 def test_eq1_dictionary_rows_start_at_unit_norm():
@@ -116,14 +133,18 @@ def test_eq2_baseline_encoder():
     sae = randomise(BaselineSAE(n, M))
     p = columns(sae)
     assert torch.allclose(
-        sae.encode(data()), torch.stack([reference.baseline_encode(p, x) for x in data()]), atol=1e-12
+        sae.encode(data()),
+        torch.stack([reference.baseline_encode(p, x) for x in data()]),
+        atol=1e-12,
     )
 
 
 def test_eq3_decoder():
     sae, f = randomise(GatedSAE(n, M)), torch.rand(b, M, dtype=torch.float64)
     p = columns(sae)
-    assert torch.allclose(sae.decode(f), torch.stack([reference.decode(p, f_k) for f_k in f]), atol=1e-12)
+    assert torch.allclose(
+        sae.decode(f), torch.stack([reference.decode(p, f_k) for f_k in f]), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -144,7 +165,9 @@ def test_eq6_a_preactivation_of_exactly_zero_is_a_closed_gate():
     sae = GatedSAE(n, M).double()
     with torch.no_grad():
         sae.b_mag.fill_(1.0)
-    x = sae.b_dec.detach().expand(b, n)  # centred input 0, so every pi_gate is exactly 0 and every pi_mag is 1
+    x = sae.b_dec.detach().expand(
+        b, n
+    )  # centred input 0, so every pi_gate is exactly 0 and every pi_mag is 1
     assert not sae.encode(x).any()
     with torch.no_grad():
         sae.b_gate.fill_(1e-300)
@@ -176,10 +199,11 @@ def test_eq8_loss_and_gradients_of_every_arm(arm, seed):
     compare(randomise(GatedSAE(n, M, **ARMS[arm]), seed), data(seed))
 
 
-# ---- Gradients: closed forms, the table of zeros, finite differences -----------------------------------------------
+# ---- Gradients: closed forms, the table of zeros, finite differences
+# -----------------------------------------------
 
-# Which term reaches which parameter. b_dec stands in two places, as decoder bias and as centring; the second is the
-# only way by which the sparsity and the auxiliary term reach it.
+# Which term reaches which parameter. b_dec stands in two places, as decoder bias and as centring;
+# the second is the only way by which the sparsity and the auxiliary term reach it.
 REACHED = {
     "reconstruction": {"W_gate", "W_mag", "r_mag", "b_mag", "W_dec", "b_dec"},
     "sparsity": {"W_gate", "b_gate", "b_dec"},
@@ -188,7 +212,9 @@ REACHED = {
 
 
 def closed_forms(sae, x):
-    """Gradients of the paper's loss, term by term, from the chain rule by hand; means over the batch."""
+    """Gradients of the paper's loss, term by term, from the chain rule by hand; means over the
+    batch.
+    """
     W_gate, W_dec, b_dec = sae.W_gate.detach(), sae.W_dec.detach(), sae.b_dec.detach()
     scale = sae.r_mag.detach().exp()
     u = x - b_dec
@@ -214,7 +240,9 @@ def closed_forms(sae, x):
         "sparsity": via_gate(g_sp),
         "auxiliary": via_gate(g_aux),
     }
-    return {term: {name: g / len(x) for name, g in by_name.items()} for term, by_name in forms.items()}
+    return {
+        term: {name: g / len(x) for name, g in by_name.items()} for term, by_name in forms.items()
+    }
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -225,7 +253,9 @@ def test_eq8_gradients_equal_the_closed_forms(seed):
         mine = gradients(terms[term], own)
         for name in own:
             if name in forms:
-                torch.testing.assert_close(mine[name], forms[name], rtol=1e-9, atol=1e-12, msg=f"{term}, {name}")
+                torch.testing.assert_close(
+                    mine[name], forms[name], rtol=1e-9, atol=1e-12, msg=f"{term}, {name}"
+                )
             else:
                 assert mine[name] is None or not mine[name].any(), f"{term} reaches {name}"
 
@@ -235,7 +265,9 @@ def test_eq8_every_zero_of_the_gradient_table_is_exact(tie):
     sae = randomise(GatedSAE(n, M, tie=tie))
     reached = {term: set(names) for term, names in REACHED.items()}
     if tie == "none":
-        reached["reconstruction"].remove("W_gate")  # without the tie, no path from the reconstruction to the gate
+        reached["reconstruction"].remove(
+            "W_gate"
+        )  # without the tie, no path from the reconstruction to the gate
     terms, own = sae.losses(data(), LAM), dict(sae.named_parameters())
     for term in terms:
         for name, g in gradients(terms[term], own).items():
@@ -246,7 +278,9 @@ def test_eq8_every_zero_of_the_gradient_table_is_exact(tie):
 
 
 def test_eq8_the_wrong_loss_never_trains_the_gate():
-    """An L1 on the binary gate (the paper's counter-example) sends it nothing: the step function has no slope."""
+    """An L1 on the binary gate (the paper's counter-example) sends it nothing: the step function
+    has no slope.
+    """
     sae, x = randomise(GatedSAE(n, M, tie="none")), data()
     gate = (sae.paths(x)[0] > 0).double()
     wrong = sae.losses(x, LAM)["reconstruction"] + LAM * gate.sum(-1).mean()
@@ -254,9 +288,13 @@ def test_eq8_the_wrong_loss_never_trains_the_gate():
     assert grads["W_gate"] is None and grads["b_gate"] is None
 
 
-@pytest.mark.parametrize("arm", ["paper", "unfrozen", "untied", "no step", "centring detached", "magnitude L1"])
+@pytest.mark.parametrize(
+    "arm", ["paper", "unfrozen", "untied", "no step", "centring detached", "magnitude L1"]
+)
 def test_eq8_gradients_agree_with_finite_differences(arm):
-    """Central differences of the reference, whose stop-gradient copies stay where they are while parameters move."""
+    """Central differences of the reference, whose stop-gradient copies stay where they are while
+    parameters move.
+    """
     sae, x = randomise(GatedSAE(n, M, **ARMS[arm]), 1), data(1, size=3)
     frozen, own = reference.stop_gradient(columns(sae)), dict(sae.named_parameters())
     mine = gradients(sum(sae.losses(x, LAM).values()), own)
@@ -271,11 +309,16 @@ def test_eq8_gradients_agree_with_finite_differences(arm):
         layout = own[name].T if name.startswith("W") else own[name]
         direction = torch.randn(layout.shape, dtype=torch.float64, generator=generator)
         slope = (moved(name, direction, eps) - moved(name, direction, -eps)) / (2 * eps)
-        along = 0.0 if mine[name] is None else (mine[name] * (direction.T if name.startswith("W") else direction)).sum()
+        along = (
+            0.0
+            if mine[name] is None
+            else (mine[name] * (direction.T if name.startswith("W") else direction)).sum()
+        )
         assert float(along) == pytest.approx(slope, rel=1e-6, abs=1e-7), name
 
 
-# ---- Faults, each caught by `compare` ------------------------------------------------------------------------------
+# ---- Faults, each caught by `compare`
+# ------------------------------------------------------------------------------
 
 
 class LiveWdec(GatedSAE):
@@ -307,7 +350,9 @@ class DetachedCentringOfTheGate(GatedSAE):
 
 class DetachedTie(GatedSAE):
     def paths(self, x):
-        return super().paths(x)[0], (x - self.b_dec) @ self.W_gate.detach() * self.r_mag.exp() + self.b_mag
+        return super().paths(x)[0], (
+            x - self.b_dec
+        ) @ self.W_gate.detach() * self.r_mag.exp() + self.b_mag
 
 
 class NoBiasInAuxiliary(GatedSAE):
@@ -326,7 +371,9 @@ class TieByRow(GatedSAE):
 
     def paths(self, x):
         pre = (x - self.b_dec) @ self.W_gate
-        return pre + self.b_gate, (x - self.b_dec) @ (self.r_mag.exp()[:n, None] * self.W_gate) + self.b_mag
+        return pre + self.b_gate, (x - self.b_dec) @ (
+            self.r_mag.exp()[:n, None] * self.W_gate
+        ) + self.b_mag
 
 
 class ScaleWithoutExp(GatedSAE):
@@ -420,7 +467,9 @@ def test_a_subclass_without_a_fault_passes():
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "paper"])
 def test_every_ablation_arm_differs_from_the_paper(arm):
-    """A switch that did nothing would pass its own comparison; against the paper's form it must not."""
+    """A switch that did nothing would pass its own comparison; against the paper's form it must
+    not.
+    """
 
     class Arm(GatedSAE):
         switches = ()  # so that the reference takes the paper's defaults
@@ -429,7 +478,8 @@ def test_every_ablation_arm_differs_from_the_paper(arm):
         compare(randomise(Arm(n, M, **ARMS[arm])), data())
 
 
-# ---- JumpReLU (Appendix E) -----------------------------------------------------------------------------------------
+# ---- JumpReLU (Appendix E)
+# -----------------------------------------------------------------------------------------
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=60)
 seeds = st.integers(0, 2**31)
@@ -506,7 +556,8 @@ def test_eq16_untied_is_not_a_jump_relu():
     raise AssertionError("every untied latent had a threshold")
 
 
-# ---- The contract of an architecture -------------------------------------------------------------------------------
+# ---- The contract of an architecture
+# -------------------------------------------------------------------------------
 
 
 def count(sae):
@@ -530,7 +581,11 @@ def test_shapes_names_and_dtypes(arch):
     assert set(shapes) == {sae.ENCODER, "W_dec", "b_dec", *sae.LATENT}
     assert all(p.dtype == torch.float32 for p in sae.parameters())
     x = torch.randn(3, b, n)
-    assert sae.encode(x).shape == (3, b, M) and sae(x).shape == (3, b, n) and sae.encode(x[0, 0]).shape == (M,)
+    assert (
+        sae.encode(x).shape == (3, b, M)
+        and sae(x).shape == (3, b, n)
+        and sae.encode(x[0, 0]).shape == (M,)
+    )
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -542,7 +597,9 @@ def test_statistics_are_those_of_the_activations(arch):
     f = sae.encode(x)
     assert not stats["fired"][2] and torch.equal(stats["fired"], (f > 0).any(0))
     assert stats["l0"].item() == pytest.approx((f > 0).sum(1).double().mean().item())
-    assert torch.allclose(stats["error"], (x - sae(x)).square().sum(1)) and stats["error"].shape == (b,)
+    assert torch.allclose(stats["error"], (x - sae(x)).square().sum(1)) and stats[
+        "error"
+    ].shape == (b,)
     assert not any(v.requires_grad for v in stats.values())
     assert all(t.dim() == 0 for t in terms.values())
     assert terms["reconstruction"].item() == pytest.approx(stats["error"].mean().item())
@@ -555,13 +612,17 @@ def test_terms_are_means_over_the_batch(arch):
     sae, x = randomise(ARCHITECTURES[arch](n, M)), data(size=2 * b)
     whole, halves = sae.losses(x, LAM), [sae.losses(part, LAM) for part in x.split(b)]
     for term in whole:
-        assert whole[term].item() == pytest.approx(sum(h[term].item() for h in halves) / 2, rel=1e-12)
+        assert whole[term].item() == pytest.approx(
+            sum(h[term].item() for h in halves) / 2, rel=1e-12
+        )
 
 
 def test_paired_arms_start_with_the_same_dictionary_rows():
     gated, wide = GatedSAE(n, M, seed=3), BaselineSAE(n, M + M // 2, seed=3)
     assert torch.equal(wide.W_dec[:M], gated.W_dec) and torch.equal(wide.W_enc[:, :M], gated.W_gate)
-    assert torch.equal(GatedSAE(n, M, seed=3, tie="none").W_mag, gated.W_gate)  # untied starts as the tied one
+    assert torch.equal(
+        GatedSAE(n, M, seed=3, tie="none").W_mag, gated.W_gate
+    )  # untied starts as the tied one
     assert not torch.allclose(GatedSAE(n, M, seed=4).W_dec, gated.W_dec)
 
 

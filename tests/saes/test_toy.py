@@ -12,7 +12,9 @@ LAMS = torch.tensor([0.0, 0.1, 0.5, 1.0, 1.5, 1.9, 2.0, 3.0], dtype=torch.float6
 
 def test_fig2_shrinkage_of_one_latent():
     assert toy.one_latent(1.0).item() == 0.5
-    assert toy.one_latent(LAMS).tolist() == pytest.approx([1, 0.95, 0.75, 0.5, 0.25, 0.05, 0, 0], abs=1e-12)
+    assert toy.one_latent(LAMS).tolist() == pytest.approx(
+        [1, 0.95, 0.75, 0.5, 0.25, 0.05, 0, 0], abs=1e-12
+    )
 
 
 def test_fig2_the_optimum_is_the_minimum_on_a_grid():
@@ -25,7 +27,9 @@ def test_fig2_descent_reaches_the_optimum():
     path = toy.descend(LAMS)
     assert path.shape == (201, 8) and path[0].tolist() == [1] * 8
     assert (path[-1] - toy.one_latent(LAMS)).abs().max() < 1e-4
-    assert (path.diff(dim=0) <= 0).all()  # shrinks all the way: the perfect reconstruction is no resting point
+    assert (
+        path.diff(dim=0) <= 0
+    ).all()  # shrinks all the way: the perfect reconstruction is no resting point
     assert (toy.descend(LAMS, start=0.2)[-1] - toy.one_latent(LAMS)).abs().max() < 1e-4
 
 
@@ -52,7 +56,9 @@ def test_sparse_data_is_a_function_of_its_seeds():
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(x, toy.SparseData(n=5, features=11, l0=2.0).sample(7, seed=4)[0])
     assert not torch.equal(x, data.sample(7, seed=5)[0])
-    assert not torch.allclose(data.dictionary, toy.SparseData(n=5, features=11, l0=2.0, seed=1).dictionary)
+    assert not torch.allclose(
+        data.dictionary, toy.SparseData(n=5, features=11, l0=2.0, seed=1).dictionary
+    )
 
 
 def test_sparse_data_is_not_an_sae_initialisation():
@@ -74,14 +80,20 @@ def test_recovery_of_the_truth_itself():
     data = toy.SparseData(n=5, features=11, l0=2.0)
     _, magnitudes = data.sample(700)
     order = torch.randperm(11, generator=torch.Generator().manual_seed(0))
-    # Rows out of order, one with another norm (the activation shrinks to match), and everything shrunk by 0.8.
+    # Rows out of order, one with another norm (the activation shrinks to match), and everything
+    # shrunk by 0.8.
     norms = torch.ones(11)
     norms[2] = 4.0
     found = toy.recovery(
-        data.dictionary, magnitudes, data.dictionary[order] * norms[:, None], 0.8 * magnitudes[:, order] / norms
+        data.dictionary,
+        magnitudes,
+        data.dictionary[order] * norms[:, None],
+        0.8 * magnitudes[:, order] / norms,
     )
     assert torch.equal(order[found.latent], torch.arange(11))
-    assert torch.allclose(found.cosine, torch.ones(11)) and torch.allclose(found.slope, torch.full((11,), 0.8))
+    assert torch.allclose(found.cosine, torch.ones(11)) and torch.allclose(
+        found.slope, torch.full((11,), 0.8)
+    )
     assert found.summary() == pytest.approx({"cosine": 1, "found": 1, "slope": 0.8})
 
 
@@ -99,15 +111,21 @@ def test_fig4_jump_relu():
     z = torch.tensor([-2.0, -0.5, 0.0, 0.5, 1.0, 1.5])
     assert toy.jump_relu(z, 1.0).tolist() == [0, 0, 0, 0, 0, 1.5]  # at the threshold: closed
     assert toy.jump_relu(z, 0.0).tolist() == torch.relu(z).tolist()
-    assert toy.jump_relu(z, -1.0).tolist() == torch.relu(z).tolist()  # z H(z - theta) would give -0.5 at -0.5
+    assert (
+        toy.jump_relu(z, -1.0).tolist() == torch.relu(z).tolist()
+    )  # z H(z - theta) would give -0.5 at -0.5
     per_latent = toy.jump_relu(z[None].expand(2, 6).T, torch.tensor([-1.0, 1.0]))
-    assert per_latent[:, 0].tolist() == torch.relu(z).tolist() and per_latent[:, 1].tolist() == [0] * 5 + [1.5]
+    assert per_latent[:, 0].tolist() == torch.relu(z).tolist() and per_latent[:, 1].tolist() == [
+        0
+    ] * 5 + [1.5]
 
 
 def test_appendix_f_exact_values():
     assert toy.passing(on=True) == pytest.approx(0.97725, abs=5e-6)
     assert toy.passing(on=False) == pytest.approx(0.15866, abs=5e-6)
-    assert toy.squared_error(t=1.0, m=2.0, d=1.0) == pytest.approx(0.2224, abs=5e-5)  # the plotted ReLU
+    assert toy.squared_error(t=1.0, m=2.0, d=1.0) == pytest.approx(
+        0.2224, abs=5e-5
+    )  # the plotted ReLU
     assert toy.squared_error(t=1.0, m=1.0, d=0.0) == 0  # the plotted JumpReLU
 
 
@@ -123,14 +141,22 @@ def test_appendix_f_samples():
     z, on = toy.mixture(100_000)
     share = on.double().mean().item()
     assert share == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(1e5))
-    assert z[on].mean().item() == pytest.approx(2, abs=0.01) and z[on].std().item() == pytest.approx(0.5, abs=0.01)
-    assert z[~on].mean().item() == pytest.approx(0, abs=0.02) and z[~on].std().item() == pytest.approx(1, abs=0.02)
+    assert z[on].mean().item() == pytest.approx(2, abs=0.01) and z[
+        on
+    ].std().item() == pytest.approx(0.5, abs=0.01)
+    assert z[~on].mean().item() == pytest.approx(0, abs=0.02) and z[
+        ~on
+    ].std().item() == pytest.approx(1, abs=0.02)
     for state in (True, False):
-        assert (z[on == state] > 1).double().mean().item() == pytest.approx(toy.passing(state), abs=0.006)
+        assert (z[on == state] > 1).double().mean().item() == pytest.approx(
+            toy.passing(state), abs=0.006
+        )
     kept = z[on & (z > 1)]
     relu, jump = toy.relu_reconstruction(kept), toy.jump_reconstruction(kept)
     assert torch.equal(jump, kept)  # exact above the threshold
-    assert (relu - kept).square().mean().item() == pytest.approx(toy.squared_error(1.0, 2.0, 1.0), abs=0.01)
+    assert (relu - kept).square().mean().item() == pytest.approx(
+        toy.squared_error(1.0, 2.0, 1.0), abs=0.01
+    )
 
 
 def test_fig15_reconstructions():

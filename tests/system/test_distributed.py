@@ -1,4 +1,6 @@
-"""Several processes: equal gradients, weights and evidence; one harvest; all stop together. Two CPU ranks."""
+"""Several processes: equal gradients, weights and evidence; one harvest; all stop together. Two CPU
+ranks.
+"""
 
 import ast
 import atexit
@@ -27,10 +29,14 @@ from gsae.training import stack
 from gsae.training.gradients import gradient_form
 from gsae.training.stack import Stack
 
-SWEEP = [*grid(BASE, seed=[0, 1], lam=LAMS[:1]), *grid(BASE, lam=LAMS[:1], M=[12])]  # three stacks, of unequal work
+SWEEP = [
+    *grid(BASE, seed=[0, 1], lam=LAMS[:1]),
+    *grid(BASE, lam=LAMS[:1], M=[12]),
+]  # three stacks, of unequal work
 ARCHES, DTYPES = ("baseline", "gated"), ("float32", "bfloat16")
-# Relative, of two processes against one with the same global batch: gradients and terms, in norm (seen: 1.3e-7 and
-# 0.0027), and the metrics at the end (2.4e-7 and 0.025), where rounding noise can be a whole step of Adam.
+# Relative, of two processes against one with the same global batch: gradients and terms, in norm
+# (seen: 1.3e-7 and 0.0027), and the metrics at the end (2.4e-7 and 0.025), where rounding noise can
+# be a whole step of Adam.
 GRADIENTS = {"float32": 1e-5, "bfloat16": 0.01}
 FINALS = {"float32": 0.01, "bfloat16": 0.08}
 
@@ -51,7 +57,9 @@ def gradients(arch, dtype, ranks):
     generator = torch.Generator().manual_seed(1)
     w = {k: t[0] + 0.3 * torch.randn(t[0].shape, generator=generator) for k, t in s.w.items()}
     x = ranks.slice(wide(0))
-    grads, terms, stats = gradient_form(arch, (), n, M, False)(w, x, torch.tensor(0.3), getattr(torch, dtype))
+    grads, terms, stats = gradient_form(arch, (), n, M, False)(
+        w, x, torch.tensor(0.3), getattr(torch, dtype)
+    )
     if ranks.world > 1:
         grads, terms, stats = ranks.mean(grads, terms, {**stats, "spoiled": ~x.isfinite().all()})
     more = {**terms, "l0": stats["l0"], "fired": stats["fired"]}
@@ -60,13 +68,15 @@ def gradients(arch, dtype, ranks):
 
 
 def double_weights(arch, ranks):
-    """Twelve steps and a resampling in float64: there a sum in another order does not turn Adam's sign steps around."""
+    """Twelve steps and a resampling in float64: there a sum in another order does not turn Adam's
+    sign steps around.
+    """
     single = torch.Tensor.float
     torch.Tensor.float = torch.Tensor.double
     torch.set_default_dtype(torch.float64)
     try:
         s = Stack(even(arch, steps=12, dtype="float64", resample=(0.5,)), ranks)
-        source = lambda step: wide(step).double()  # noqa: E731
+        source = lambda step: wide(step).double()
         for _ in range(6):
             s.train_step(ranks.slice(source(s.step)))
         s.silent[0, DEAD[0]] = s.plan.window
@@ -86,7 +96,9 @@ def finals(arch, dtype, ranks):
 
 
 def work(out: Path) -> None:
-    """What each rank does before the command that it was started for; the tests below look at what it wrote."""
+    """What each rank does before the command that it was started for; the tests below look at what
+    it wrote.
+    """
     ranks = distributed.start()
     assert isinstance(ranks, Ranks) and ranks is distributed.start()
     report = {"world": ranks.world, "agreed": ranks.agree([ranks.first, not ranks.first])}
@@ -126,7 +138,10 @@ def work(out: Path) -> None:
     tiny_world(setattr)
     harvested, trained, collect, fit = [], [], store._collect, loop_module.fit
     store._collect = lambda *a: (harvested.append(a[-2]), collect(*a))
-    loop_module.fit = lambda s, *a, **k: (trained.append([s.plan.seed, s.plan.M, s.ranks.world]), fit(s, *a, **k))[1]
+    loop_module.fit = lambda s, *a, **k: (
+        trained.append([s.plan.seed, s.plan.M, s.ranks.world]),
+        fit(s, *a, **k),
+    )[1]
     sweeps.EXPERIMENTS["pareto"] = lambda at: SWEEP
     runner.run(RUNS[1:], "smoke")  # one stack: trained together
     report |= {"harvested": harvested, "trained": trained}
@@ -150,12 +165,28 @@ if "RANK" in os.environ:
 def ranks(tmp_path_factory):
     """Two ranks' work, once: the folder they wrote to, their reports, what they printed."""
     out = tmp_path_factory.mktemp("ranks")
-    (out / "sitecustomize.py").write_text(START.format(out=str(out)))  # Python runs it before the command
+    (out / "sitecustomize.py").write_text(
+        START.format(out=str(out))
+    )  # Python runs it before the command
     environment = {**os.environ, "GSAE_CACHE": str(out), "GSAE_EVIDENCE": str(out / "evidence")}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (HERE.parent, HERE, out)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "gsae", "run", "pareto", "--scale", "smoke"]  # three stacks for two ranks: dealt out
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    command += [
+        "-m",
+        "gsae",
+        "run",
+        "pareto",
+        "--scale",
+        "smoke",
+    ]  # three stacks for two ranks: dealt out
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return out, [json.loads((out / f"report-{i}.json").read_text()) for i in (0, 1)], done.stdout
@@ -165,7 +196,11 @@ def ranks(tmp_path_factory):
 def test_data_parallel_gradients_equal_those_of_one_process(ranks, dtype):
     expected = {k: t for arch in ARCHES for k, t in gradients(arch, dtype, ALONE).items()}
     for i in (0, 1):
-        found = {k: t for k, t in load_file(ranks[0] / f"grads-{i}.safetensors").items() if f".{dtype}." in k}
+        found = {
+            k: t
+            for k, t in load_file(ranks[0] / f"grads-{i}.safetensors").items()
+            if f".{dtype}." in k
+        }
         assert set(found) == set(expected)
         for name, t in expected.items():
             assert (found[name] - t).norm() <= GRADIENTS[dtype] * t.norm(), name
@@ -184,7 +219,9 @@ def test_data_parallel_weights_equal_those_of_one_process_in_float64(ranks):
 def test_data_parallel_training_ends_at_the_same_metrics(ranks, arch, dtype):
     expected = torch.tensor(finals(arch, dtype, ALONE))
     for report in ranks[1]:
-        torch.testing.assert_close(torch.tensor(report[f"{arch}.{dtype}"]), expected, rtol=FINALS[dtype], atol=1e-4)
+        torch.testing.assert_close(
+            torch.tensor(report[f"{arch}.{dtype}"]), expected, rtol=FINALS[dtype], atol=1e-4
+        )
 
 
 def test_a_sweep_over_ranks_leaves_the_evidence_of_one_process(ranks, tmp_path, monkeypatch):
@@ -199,8 +236,12 @@ def test_a_sweep_over_ranks_leaves_the_evidence_of_one_process(ranks, tmp_path, 
     for run in SWEEP:  # each by one rank
         assert found[run.id]["metrics"] == pytest.approx(whole[run.id]["metrics"], rel=1e-4)
     for run in RUNS[1:]:  # by both, whose sums are in another order
-        assert found[run.id]["metrics"]["ce_clean"] == pytest.approx(whole[run.id]["metrics"]["ce_clean"])
-        assert found[run.id]["metrics"]["fvu"] == pytest.approx(whole[run.id]["metrics"]["fvu"], rel=0.05)
+        assert found[run.id]["metrics"]["ce_clean"] == pytest.approx(
+            whole[run.id]["metrics"]["ce_clean"]
+        )
+        assert found[run.id]["metrics"]["fvu"] == pytest.approx(
+            whole[run.id]["metrics"]["fvu"], rel=0.05
+        )
     assert printed.count("loss_recovered") == 1  # one table
     (mine, other) = (r["trained"] for r in reports)
     assert len(mine) + len(other) == 5 and mine[0] == other[0] == [0, 31, 2]
@@ -212,7 +253,11 @@ def test_a_sweep_over_ranks_leaves_the_evidence_of_one_process(ranks, tmp_path, 
 def test_ranks_share_one_harvest_to_the_same_bytes(ranks, tmp_path, monkeypatch):
     out, reports, _ = ranks
     spans = [r["harvested"] for r in reports]
-    assert spans[0][0][0] == 0 and spans[0][0][1] == spans[1][0][0] and [len(s) for s in spans] == [1, 1]
+    assert (
+        spans[0][0][0] == 0
+        and spans[0][0][1] == spans[1][0][0]
+        and [len(s) for s in spans] == [1, 1]
+    )
     assert spans[1][0][1] == -(-280 // 6) and spans[0][0][1] % 16 == 0
     tiny_world(monkeypatch.setattr)
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path))
@@ -227,7 +272,9 @@ def test_a_nan_in_one_ranks_slice_stops_all_with_the_right_words(ranks):
 
 
 def test_all_ranks_stop_after_the_same_step_and_one_saves(ranks):
-    assert len({r["stopped"] for r in ranks[1]}) == 1 and ranks[1][0]["saved"] == ranks[1][0]["stopped"] in (6, 7, 8)
+    assert len({r["stopped"] for r in ranks[1]}) == 1 and ranks[1][0]["saved"] == ranks[1][0][
+        "stopped"
+    ] in (6, 7, 8)
     s = Stack(even(resample=()))
     assert s.resume(ranks[0] / "stopped.safetensors")
 
@@ -236,7 +283,8 @@ def test_the_first_ranks_view_counts(ranks):
     assert [r["agreed"] for r in ranks[1]] == [[True, False]] * 2 and ranks[1][0]["world"] == 2
 
 
-# ---- Without other ranks --------------------------------------------------------------------------------------------
+# ---- Without other ranks
+# --------------------------------------------------------------------------------------------
 
 
 def test_a_process_alone_joins_nothing(monkeypatch):
@@ -249,7 +297,11 @@ def test_a_process_alone_joins_nothing(monkeypatch):
     inside = [x for x in imports if "torch.distributed" in ast.unparse(x)]
     assert len(inside) == 1 and inside[0] not in tree.body  # within the class that ranks alone use
     x = torch.randn(7, 5)
-    assert ALONE.share(13) == (0, 13) and ALONE.slice(x) is x and ALONE.agree([True, False]) == [True, False]
+    assert (
+        ALONE.share(13) == (0, 13)
+        and ALONE.slice(x) is x
+        and ALONE.agree([True, False]) == [True, False]
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])

@@ -1,5 +1,5 @@
-"""What can go wrong on the way: damaged files, full disks, NaN, Ctrl-C, killed and competing processes. Each is named,
-and what was finished before stays as it was."""
+"""What can go wrong on the way: damaged files, full disks, NaN, Ctrl-C, killed and competing
+processes. Each is named, and what was finished before stays as it was."""
 
 import errno
 import json
@@ -35,7 +35,17 @@ from gsae.training import resampling, stack
 from gsae.training.stack import Stack
 
 HERE = Path(__file__).parent
-BASE = Run(site="attn_z", layer=1, context=T, M=31, tokens=270, batch=10, eval_tokens=60, ce_tokens=70, resample=(0.3,))
+BASE = Run(
+    site="attn_z",
+    layer=1,
+    context=T,
+    M=31,
+    tokens=270,
+    batch=10,
+    eval_tokens=60,
+    ce_tokens=70,
+    resample=(0.3,),
+)
 LAMS = [0.05, 0.1, 0.2]
 RUNS = grid(BASE, lam=LAMS)
 SWEEP = grid(BASE, seed=[0, 1, 2], lam=LAMS[:2])  # three stacks of two
@@ -63,7 +73,9 @@ def world(tmp_path, monkeypatch):
 
 
 def files(folder):
-    """The evidence of a folder, by run, without what differs between two makings: date and seconds."""
+    """The evidence of a folder, by run, without what differs between two makings: date and
+    seconds.
+    """
     found = {}
     for path in sorted(folder.glob("evidence/smoke/*/*.json")):
         record = run_files.read(path)
@@ -103,16 +115,25 @@ def stopped_at(monkeypatch, step):
             runner.run(RUNS, "smoke")
 
 
-# ---- Ctrl-C --------------------------------------------------------------------------------------------------------
+# ---- Ctrl-C
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_half_way_through_an_update_finishes_the_step_and_saves(tmp_path, monkeypatch, number):
-    path, adam, calls, before = tmp_path / "stack.safetensors", adam_module.adam, [], signal.getsignal(number)
+def test_a_signal_half_way_through_an_update_finishes_the_step_and_saves(
+    tmp_path, monkeypatch, number
+):
+    path, adam, calls, before = (
+        tmp_path / "stack.safetensors",
+        adam_module.adam,
+        [],
+        signal.getsignal(number),
+    )
 
     def pressed(w, g, v, age, lr):
         calls.append(1)
-        if len(calls) == 40:  # some vector of some run: weights before it are updated, those after it are not
+        if (
+            len(calls) == 40
+        ):  # some vector of some run: weights before it are updated, those after it are not
             signal.raise_signal(number)
         adam(w, g, v, age, lr)
 
@@ -120,7 +141,9 @@ def test_a_signal_half_way_through_an_update_finishes_the_step_and_saves(tmp_pat
     loop_module.fit(whole, batches, bar=False)
     with monkeypatch.context() as m:
         m.setattr(adam_module, "adam", pressed)
-        with pytest.raises(KeyboardInterrupt, match=r"stopped after \d of 40 steps: kept in .*stack.safetensors"):
+        with pytest.raises(
+            KeyboardInterrupt, match=r"stopped after \d of 40 steps: kept in .*stack.safetensors"
+        ):
             loop_module.fit(first, batches, path, every=math.inf, bar=False)
     assert signal.getsignal(number) is before
     assert 0 < tensors_module.state(path)["step"] == first.step < 9
@@ -157,13 +180,15 @@ def test_without_a_checkpoint_ctrl_c_says_that_nothing_is_kept():
 
 def test_training_works_outside_the_main_thread():
     found = []
-    thread = threading.Thread(target=lambda: found.append(loop_module.fit(Stack(plan()), batches, bar=False)))
+    thread = threading.Thread(
+        target=lambda: found.append(loop_module.fit(Stack(plan()), batches, bar=False))
+    )
     thread.start()
     thread.join()
     assert len(found[0]) == 3
 
 
-# ---- Batches read ahead ----------------------------------------------------------------------------------------------
+# ---- Batches read ahead
 
 
 def test_batches_are_read_once_in_one_thread_one_ahead_and_never_past_the_end(monkeypatch):
@@ -187,7 +212,7 @@ def test_batches_are_read_once_in_one_thread_one_ahead_and_never_past_the_end(mo
     assert len({thread for _, thread in seen}) == 1 and len(seen) > 30
 
 
-# ---- NaN on a device whose values are a wait ------------------------------------------------------------------------
+# ---- NaN on a device whose values are a wait
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -224,10 +249,12 @@ def test_a_deferred_check_reads_nothing_from_the_device():
     with torch.device("meta"):
         s.faults = torch.full((4, 3), -1)
         s.rows = []
-    s.check(x.to("meta"), {k: t.to("meta") for k, t in list(terms.items())[:3]})  # a meta tensor has no values to read
+    s.check(
+        x.to("meta"), {k: t.to("meta") for k, t in list(terms.items())[:3]}
+    )  # a meta tensor has no values to read
 
 
-# ---- Resampling in bounded memory ----------------------------------------------------------------------------------
+# ---- Resampling in bounded memory
 
 
 def test_resampling_encodes_in_chunks_to_the_same_weights(monkeypatch):
@@ -238,14 +265,16 @@ def test_resampling_encodes_in_chunks_to_the_same_weights(monkeypatch):
     one.resample(batches)
     forward = type(other.sae(0)).encode
     monkeypatch.setattr(resampling, "CHUNK", 5)
-    monkeypatch.setattr(type(other.sae(0)), "encode", lambda self, x: (seen.append(len(x)), forward(self, x))[1])
+    monkeypatch.setattr(
+        type(other.sae(0)), "encode", lambda self, x: (seen.append(len(x)), forward(self, x))[1]
+    )
     other.resample(batches)
     assert max(seen) == 5 and sum(seen) == 2 * rows  # two of the three runs have dead latents
     for name in one.w:
         torch.testing.assert_close(one.w[name], other.w[name], rtol=0, atol=1e-6)
 
 
-# ---- Damaged stores ------------------------------------------------------------------------------------------------
+# ---- Damaged stores
 
 
 @pytest.fixture
@@ -269,7 +298,9 @@ def flip(path, at):
 def test_a_flipped_bit_anywhere_in_a_store_is_found_when_it_is_read(store, at):
     flip(store.folder / activations.DATA, at)
     damaged, place = activations.Store.open(store.folder), at // 2**22 * 2**22
-    with pytest.raises(activations.StoreError, match=rf"rows.bf16 is damaged .* byte {place:,} on.*delete .* again"):
+    with pytest.raises(
+        activations.StoreError, match=rf"rows.bf16 is damaged .* byte {place:,} on.*delete .* again"
+    ):
         for step in range(40):
             damaged.batch(step, 2000, seed=0)
 
@@ -279,7 +310,9 @@ def test_an_intact_store_is_checked_once_and_read_as_before(store, monkeypatch):
     monkeypatch.setattr(disk.zlib, "crc32", lambda part: (counted.append(len(part)), crc(part))[1])
     rows = [store.batch(step, 2000, seed=0) for step in range(80)]
     assert sum(counted) == 80_000 * 128 and len(counted) == 3
-    again = activations.Store(store.folder, {**store.meta, "checksums": {}})  # of an earlier version: not checked
+    again = activations.Store(
+        store.folder, {**store.meta, "checksums": {}}
+    )  # of an earlier version: not checked
     assert all(torch.equal(x, again.batch(step, 2000, seed=0)) for step, x in enumerate(rows))
 
 
@@ -287,7 +320,9 @@ def test_an_intact_store_is_checked_once_and_read_as_before(store, monkeypatch):
 def test_a_changed_meta_file_is_refused(store, damage):
     path = store.folder / activations.META
     text = path.read_text()
-    path.write_text(text[:-9] if damage == "cut" else text.replace('"scale": 0.', '"scale": 0.9', 1))
+    path.write_text(
+        text[:-9] if damage == "cut" else text.replace('"scale": 0.', '"scale": 0.9', 1)
+    )
     assert path.read_text() != text
     with pytest.raises(activations.StoreError, match="meta.json is damaged"):
         activations.Store.open(store.folder)
@@ -305,10 +340,12 @@ def test_a_changed_state_in_a_checkpoint_is_refused(tmp_path):
         Stack(plan()).resume(path)
 
 
-# ---- Full disks ----------------------------------------------------------------------------------------------------
+# ---- Full disks
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left")]
+)
 def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(tmp_path, monkeypatch, error):
     path, s = tmp_path / "stack.safetensors", Stack(plan())
     s.save(path)
@@ -319,12 +356,16 @@ def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(tmp_path, monkeypatc
         raise error
 
     monkeypatch.setattr(sae_files, "save_file", full)
-    with pytest.raises(disk.WriteError, match="cannot write .*stack.safetensors: .*No space left.*make room"):
+    with pytest.raises(
+        disk.WriteError, match="cannot write .*stack.safetensors: .*No space left.*make room"
+    ):
         loop_module.fit(s, batches, path, every=0.0, bar=False)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_sweep_on_a_full_disk_keeps_what_is_finished_and_goes_on_from_there(world, monkeypatch, fits):
+def test_a_sweep_on_a_full_disk_keeps_what_is_finished_and_goes_on_from_there(
+    world, monkeypatch, fits
+):
     folder, write, left = world("here"), Path.write_text, [1]
 
     def fills_up(self, text, *args, **options):
@@ -342,7 +383,10 @@ def test_a_sweep_on_a_full_disk_keeps_what_is_finished_and_goes_on_from_there(wo
     assert list(files(folder)) == [RUNS[0].id] and len(list(folder.glob("evidence/smoke/*/*"))) == 1
     kept = next(folder.glob("evidence/smoke/*/*")).read_bytes()
     table = runner.run(RUNS, "smoke")
-    assert set(table["status"]) == {"done"} and fits == [(tuple(LAMS), 0), (tuple(LAMS), 27)]  # not a step made again
+    assert set(table["status"]) == {"done"} and fits == [
+        (tuple(LAMS), 0),
+        (tuple(LAMS), 27),
+    ]  # not a step made again
     assert next(folder.glob(f"evidence/smoke/*/{RUNS[0].id}.json")).read_bytes() == kept
     assert not list(folder.glob("checkpoints/*"))
 
@@ -353,14 +397,20 @@ def small_disk(tmp_path, request):
     folder = tmp_path / "small"
     folder.mkdir()
     if request.param == "small files":
-        resource = pytest.importorskip("resource", reason="limits of a process are a matter of Unix")
+        resource = pytest.importorskip(
+            "resource", reason="limits of a process are a matter of Unix"
+        )
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
         yield folder
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         return
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.getuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+    if (
+        os.getuid()
+        or not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True).returncode
+    ):
         pytest.skip("mounting a small disk takes root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -378,13 +428,17 @@ def test_a_disk_that_is_really_full(small_disk, monkeypatch):
     if small_disk.is_mount():
         with pytest.raises(OSError, match="make room"):
             activations._allocate(small_disk / "store", 10_000, 64)
-    monkeypatch.setattr(activations.shutil, "disk_usage", lambda f: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    monkeypatch.setattr(
+        activations.shutil, "disk_usage", lambda f: shutil._ntuple_diskusage(10**9, 0, 10**9)
+    )
     with pytest.raises(disk.WriteError, match="cannot reserve 1,280,000 bytes for .*rows.bf16"):
         activations._allocate(small_disk / "store", 10_000, 64)
-    assert {p.name for p in small_disk.iterdir()} == {"a", "store"} and not list((small_disk / "store").iterdir())
+    assert {p.name for p in small_disk.iterdir()} == {"a", "store"} and not list(
+        (small_disk / "store").iterdir()
+    )
 
 
-# ---- Sweeps that lose a part ---------------------------------------------------------------------------------------
+# ---- Sweeps that lose a part
 
 
 @pytest.fixture
@@ -405,7 +459,9 @@ def test_a_sweep_resumes_to_the_same_evidence(world, undisturbed, monkeypatch, f
     assert files(world("here")) == files(undisturbed)
 
 
-def test_a_stack_whose_run_was_finished_meanwhile_goes_on_as_it_was(world, undisturbed, monkeypatch, fits):
+def test_a_stack_whose_run_was_finished_meanwhile_goes_on_as_it_was(
+    world, undisturbed, monkeypatch, fits
+):
     fits.clear()
     stopped_at(monkeypatch, 20)
     here = world("here")
@@ -415,22 +471,30 @@ def test_a_stack_whose_run_was_finished_meanwhile_goes_on_as_it_was(world, undis
     shutil.copy(source, target)
     before = target.stat().st_mtime_ns
     runner.run(RUNS, "smoke")
-    assert [lams for lams, _ in fits] == [tuple(LAMS)] * 2 and fits[1][1] >= 18  # all three, and no step twice
+    assert [lams for lams, _ in fits] == [tuple(LAMS)] * 2 and fits[1][
+        1
+    ] >= 18  # all three, and no step twice
     assert files(here) == files(undisturbed) and target.stat().st_mtime_ns == before
     assert not list(here.glob("checkpoints/*"))
 
 
-def test_runs_added_to_a_stopped_sweep_form_a_stack_of_their_own(world, undisturbed, monkeypatch, fits):
+def test_runs_added_to_a_stopped_sweep_form_a_stack_of_their_own(
+    world, undisturbed, monkeypatch, fits
+):
     monkeypatch.setattr(sys.modules[__name__], "RUNS", grid(BASE, lam=LAMS[:2]))
     fits.clear()
     stopped_at(monkeypatch, 20)
     runner.run(grid(BASE, lam=LAMS), "smoke")
     assert (
-        [lams for lams, _ in fits] == [tuple(LAMS[:2])] * 2 + [tuple(LAMS[2:])] and fits[1][1] >= 18 and not fits[2][1]
+        [lams for lams, _ in fits] == [tuple(LAMS[:2])] * 2 + [tuple(LAMS[2:])]
+        and fits[1][1] >= 18
+        and not fits[2][1]
     )
 
 
-def test_a_checkpoint_of_finished_runs_alone_is_deleted(world, undisturbed, monkeypatch, fits, capsys):
+def test_a_checkpoint_of_finished_runs_alone_is_deleted(
+    world, undisturbed, monkeypatch, fits, capsys
+):
     stopped_at(monkeypatch, 20)
     here = world("here")
     (old,) = here.glob("checkpoints/*")
@@ -440,7 +504,9 @@ def test_a_checkpoint_of_finished_runs_alone_is_deleted(world, undisturbed, monk
     assert f"{old.name} holds finished runs alone: deleted" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_unfinished_runs_is_kept_while_others_train(world, undisturbed, monkeypatch, fits, capsys):
+def test_a_checkpoint_of_unfinished_runs_is_kept_while_others_train(
+    world, undisturbed, monkeypatch, fits, capsys
+):
     stopped_at(monkeypatch, 20)
     here = world("here")
     runner.run(grid(BASE, lam=[0.7]), "smoke")
@@ -458,16 +524,22 @@ def test_runs_of_one_stack_are_stored_where_each_belongs(world, monkeypatch):
     assert homes == dict(zip((r.id for r in RUNS), ("mine", "few", "few"), strict=True))
 
 
-# ---- Sweeps too large for a GPU -------------------------------------------------------------------------------------
+# ---- Sweeps too large for a GPU
 
 
 def holds(patch, count):
-    """A GPU that holds `count` SAEs of `BASE` at once; 0: none, so that everything trains together."""
-    room = (count * cost.held_bytes(BASE) + cost.work_bytes(BASE, count, lm=False)) / gpu_parts.USABLE
+    """A GPU that holds `count` SAEs of `BASE` at once; 0: none, so that everything trains
+    together.
+    """
+    room = (
+        count * cost.held_bytes(BASE) + cost.work_bytes(BASE, count, lm=False)
+    ) / gpu_parts.USABLE
     patch.setattr(devices, "gpu_memory", lambda: room * 1.001 if count else 0)
 
 
-def test_a_stack_that_a_gpu_does_not_hold_trains_in_parts_and_resumes_as_it_was(world, monkeypatch, fits):
+def test_a_stack_that_a_gpu_does_not_hold_trains_in_parts_and_resumes_as_it_was(
+    world, monkeypatch, fits
+):
     lams = [0.05, 0.1, 0.2, 0.3, 0.4]
     monkeypatch.setattr(sys.modules[__name__], "RUNS", grid(BASE, lam=lams))
     holds(monkeypatch, 2)
@@ -485,7 +557,9 @@ def test_a_stack_that_a_gpu_does_not_hold_trains_in_parts_and_resumes_as_it_was(
         def press(self, run):
             reads.append(run.lam)
             read = source(self, run)
-            stop = lambda at: os.kill(os.getpid(), signal.SIGINT) if at == 20 and len(reads) == 2 else None  # noqa: E731
+            stop = lambda at: (
+                os.kill(os.getpid(), signal.SIGINT) if at == 20 and len(reads) == 2 else None
+            )
             return lambda at: (stop(at), read(at))[1]
 
         m.setattr(site.Site, "batches", press)
@@ -497,7 +571,7 @@ def test_a_stack_that_a_gpu_does_not_hold_trains_in_parts_and_resumes_as_it_was(
     assert files(world("there")) == expected
 
 
-# ---- Several processes ----------------------------------------------------------------------------------------------
+# ---- Several processes
 
 WORKER = """
 import sys, torch
@@ -544,7 +618,9 @@ def stuck_in_a_save(half, patch):
 
 
 def meet_before_the_harvest(name, log, patch):
-    """Go for the store once the other process does as well; note who makes it, and take one's time."""
+    """Go for the store once the other process does as well; note who makes it, and take one's
+    time.
+    """
     harvest, collect = site.Site.harvest, activations._collect
 
     def met(*of):
@@ -565,17 +641,30 @@ def meet_before_the_harvest(name, log, patch):
 def wait_for(condition, processes, seconds=200):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline and all(p.poll() is None for p in processes), "a process failed"
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes), (
+            "a process failed"
+        )
         time.sleep(0.02)
     return found
 
 
 @pytest.fixture
 def worker(world, tmp_path):
-    """Starts a process that runs the sweep, by name, once `go-name` is there; ended with the test."""
+    """Starts a process that runs the sweep, by name, once `go-name` is there; ended with the
+    test.
+    """
     them, threads = [], torch.get_num_threads()
     code = WORKER.format(
-        paths=[str(p) for p in (HERE.parents[1], HERE.parent, HERE, HERE.parent / "lm", HERE.parent / "training")],
+        paths=[
+            str(p)
+            for p in (
+                HERE.parents[1],
+                HERE.parent,
+                HERE,
+                HERE.parent / "lm",
+                HERE.parent / "training",
+            )
+        ],
         log=str(tmp_path / "log"),
     )
 
@@ -590,37 +679,59 @@ def worker(world, tmp_path):
         process.kill()
 
 
-def test_processes_share_a_sweep_and_inherit_from_one_that_was_killed(world, worker, tmp_path, monkeypatch):
-    """One is killed in the middle of a stack and of a save, holding its lock; another and this one then finish the
-    sweep together."""
+def test_processes_share_a_sweep_and_inherit_from_one_that_was_killed(
+    world, worker, tmp_path, monkeypatch
+):
+    """One is killed in the middle of a stack and of a save, holding its lock; another and this one
+    then finish the sweep together."""
     here, log = world("here"), tmp_path / "log"
     victim, second = worker("victim"), worker("second")
     whole = world("whole")
     runner.run(SWEEP, "smoke")
     world("here")
     (tmp_path / "go-victim").touch()
-    wait_for(lambda: (tmp_path / "half").exists() and (tmp_path / "second").exists(), [victim, second])
+    wait_for(
+        lambda: (tmp_path / "half").exists() and (tmp_path / "second").exists(), [victim, second]
+    )
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL
-    assert sorted(path.name[0] == "." for path in here.glob("checkpoints/*")) == [False, True]  # step 3, half of 4
+    assert sorted(path.name[0] == "." for path in here.glob("checkpoints/*")) == [
+        False,
+        True,
+    ]  # step 3, half of 4
     for name in ("second", "third"):
         (tmp_path / f"go-{name}").touch()
     slow_sweep("third", log, monkeypatch.setattr)
     assert second.wait(100) == 0
     lines = [line.split() for line in log.read_text().splitlines()]
-    assert lines[0] == ["victim", "0", "0"] and sorted(seed for _, seed, _ in lines[1:]) == ["0", "1", "2"]
+    assert lines[0] == ["victim", "0", "0"] and sorted(seed for _, seed, _ in lines[1:]) == [
+        "0",
+        "1",
+        "2",
+    ]
     assert {name for name, _, _ in lines[1:]} == {"second", "third"}  # both worked
-    assert {seed: at for _, seed, at in lines[1:]} == {"0": "3", "1": "0", "2": "0"}  # one went on where the victim was
+    assert {seed: at for _, seed, at in lines[1:]} == {
+        "0": "3",
+        "1": "0",
+        "2": "0",
+    }  # one went on where the victim was
     assert files(here) == files(whole) and len(files(here)) == len(SWEEP)
     assert not list(here.glob("checkpoints/*"))  # which finds names with a dot as well
 
 
 def test_sites_whose_runs_are_evaluated_on_different_text_share_one_harvest(world, monkeypatch):
     made, collect = [], activations._collect
-    monkeypatch.setattr(activations, "_collect", lambda *of: (made.append(sorted(of[2])), collect(*of)))
-    other, shorter = Run(**vars(BASE) | {"site": "mlp_out", "ce_tokens": 80}), Run(**vars(BASE) | {"tokens": 200})
+    monkeypatch.setattr(
+        activations, "_collect", lambda *of: (made.append(sorted(of[2])), collect(*of))
+    )
+    other, shorter = (
+        Run(**vars(BASE) | {"site": "mlp_out", "ce_tokens": 80}),
+        Run(**vars(BASE) | {"tokens": 200}),
+    )
     table = runner.run([BASE, other, shorter], "smoke")
-    assert made == [[("attn_z", 1), ("mlp_out", 1)], [("attn_z", 1)]] and set(table["status"]) == {"done"}
+    assert made == [[("attn_z", 1), ("mlp_out", 1)], [("attn_z", 1)]] and set(table["status"]) == {
+        "done"
+    }
     world("alone")
     alone = runner.run([other], "smoke")  # what is on record does not change
     assert alone["delta_ce"].iloc[0] == table["delta_ce"].iloc[1]
@@ -641,7 +752,9 @@ def test_two_processes_that_find_an_empty_cache_make_one_store_and_share_the_swe
     assert other.wait(100) == 0
     made = sorted(tuple(line.split()[1:]) for line in log.read_text().splitlines())
     assert made == [("0", "0"), ("1", "0"), ("2", "0"), ("store", "0")]  # each once, by either
-    stores = [{p.name: p.read_bytes() for p in root.glob("activations/*/*/*")} for root in (here, whole)]
+    stores = [
+        {p.name: p.read_bytes() for p in root.glob("activations/*/*/*")} for root in (here, whole)
+    ]
     assert stores[0] == stores[1] and set(stores[0]) == {activations.DATA, activations.META}
     assert files(here) == files(whole) and len(files(here)) == len(SWEEP)
     assert not list(here.glob("checkpoints/*"))
@@ -654,13 +767,19 @@ def test_a_lock_does_not_depend_on_which_runs_are_left():
 
 
 @pytest.mark.parametrize("part", ["lambda", "key", "weights"])
-def test_a_damaged_checkpoint_stops_the_sweep_by_name_and_leaves_what_is_finished(world, monkeypatch, part):
+def test_a_damaged_checkpoint_stops_the_sweep_by_name_and_leaves_what_is_finished(
+    world, monkeypatch, part
+):
     folder = world("here")
     runner.run(grid(BASE, seed=[1], lam=LAMS[:1]), "smoke")
     stopped_at(monkeypatch, 20)
     (path,), finished = folder.glob("checkpoints/*"), files(folder)
     data = bytearray(path.read_bytes())
-    place = {"lambda": data.index(b"[0.05, 0.1") + 1, "key": data.index(b"lams"), "weights": len(data) - 40}[part]
+    place = {
+        "lambda": data.index(b"[0.05, 0.1") + 1,
+        "key": data.index(b"lams"),
+        "weights": len(data) - 40,
+    }[part]
     data[place + 3] ^= 1
     path.write_bytes(data)
     with pytest.raises(tensors_module.CheckpointError, match=f"{path.name}.*Delete the file"):
@@ -692,7 +811,9 @@ def test_nan_activations_are_named_and_leave_no_evidence(world, monkeypatch, fit
 
     monkeypatch.setattr(model, "activations", spoiled)
     text = "block 1 of the text" if where == "harvest" else "block 1 of the evaluation text"
-    with pytest.raises(ValueError, match=f"NaN or infinite activation at attn_z of layer 1, {text}"):
+    with pytest.raises(
+        ValueError, match=f"NaN or infinite activation at attn_z of layer 1, {text}"
+    ):
         runner.run(RUNS, "smoke")
     assert len(fits) == (where == "evaluation") and not files(folder)
 
@@ -705,7 +826,9 @@ def test_an_evidence_file_under_a_wrong_hash_stops_the_sweep_by_name(world, fits
     record["run"]["lam"] = 0.07
     path.write_text(json.dumps(record))
     kept = {p: p.read_bytes() for p in folder.glob("evidence/smoke/*/*")}
-    with pytest.raises(provenance.EvidenceError, match=f"{path.name} its id is not the hash of its fields"):
+    with pytest.raises(
+        provenance.EvidenceError, match=f"{path.name} its id is not the hash of its fields"
+    ):
         runner.run(RUNS, "smoke")
     assert {p: p.read_bytes() for p in folder.glob("evidence/smoke/*/*")} == kept and len(kept) == 2
     assert len(fits) == 1  # before anything else was trained

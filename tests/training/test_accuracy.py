@@ -18,7 +18,9 @@ TOLERANCE = {"l0": 0.01, "fvu": 0.01, "gamma": 0.002}
 
 
 def frontier(arch, dtype, compiled, monkeypatch, sparsely=False):
-    """L0, FVU and gamma on unseen samples for each lambda; with `compiled` None, by autograd of the plain class."""
+    """L0, FVU and gamma on unseen samples for each lambda; with `compiled` None, by autograd of the
+    plain class.
+    """
     steps = []
     data = toy.SparseData(24, 40, 3.0, noise=0.05, seed=1)
     x, _ = data.sample(STEPS * BATCH, seed=2)
@@ -31,7 +33,11 @@ def frontier(arch, dtype, compiled, monkeypatch, sparsely=False):
             gradients.gradient_form.cache_clear()
             patch.setattr(sparse_products, "LEAST_M", 1)
             patch.setitem(sparse_products.SHARE, "cpu", 1 / 4)
-            patch.setattr(sparse_products, "Open", lambda *of, made=sparse_products.Open: steps.append(1) or made(*of))
+            patch.setattr(
+                sparse_products,
+                "Open",
+                lambda *of, made=sparse_products.Open: steps.append(1) or made(*of),
+            )
         trained = Stack(plan)
         for step in range(STEPS):
             trained.train_step(x[step * BATCH : (step + 1) * BATCH])
@@ -59,4 +65,9 @@ def test_the_fast_path_ends_at_the_frontier_of_the_plain_float32_loop(arch, monk
         fast = frontier(arch, "bfloat16", devices.compiler(), monkeypatch, sparsely)
         for one, other in zip(plain, fast, strict=True):
             for name, tolerance in TOLERANCE.items():
-                assert other[name] == pytest.approx(one[name], rel=tolerance), (name, sparsely, one, other)
+                assert other[name] == pytest.approx(one[name], rel=tolerance), (
+                    name,
+                    sparsely,
+                    one,
+                    other,
+                )

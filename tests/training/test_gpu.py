@@ -1,4 +1,6 @@
-"""What runs on a GPU, without one: tensors that hold no numbers know their device, and do not take part on another."""
+"""What runs on a GPU, without one: tensors that hold no numbers know their device, and do not take
+part on another.
+"""
 
 from types import SimpleNamespace
 
@@ -39,7 +41,9 @@ def test_a_step_stays_on_the_gpu(switches):
     for _ in range(2):
         terms = stack.train_step(x)
         stack.check(x, terms)
-    assert on_gpu([*terms.values(), stack.faults, *stack.w.values(), stack.silent]) and terms["l0"].shape == (K,)
+    assert on_gpu([*terms.values(), stack.faults, *stack.w.values(), stack.silent]) and terms[
+        "l0"
+    ].shape == (K,)
     assert stack.deferred and stack.plan.steps == 40
     assert on_gpu(stack.sae(1).parameters())
 
@@ -54,7 +58,9 @@ def test_metrics_of_a_gpu_are_summed_on_the_host(fake):
 
 
 def test_what_train_returns_is_where_its_activations_are(monkeypatch):
-    """A GPU trains activations of the host; `sae.encode(x * scale)` then has to work as it stands."""
+    """A GPU trains activations of the host; `sae.encode(x * scale)` then has to work as it
+    stands.
+    """
     moved = []
     sae = SimpleNamespace(to=lambda device: moved.append(device) or sae)
     monkeypatch.setattr(loop, "fit", lambda stack, batches, bar: [sae])

@@ -27,7 +27,9 @@ def normal(*shape, seed=1):
 
 @functools.cache
 def trained(arch):
-    """An SAE trained on data from a known dictionary, sparse enough to shrink a baseline; rows seen and unseen."""
+    """An SAE trained on data from a known dictionary, sparse enough to shrink a baseline; rows seen
+    and unseen.
+    """
     data = toy.SparseData(n=20, features=30, l0=2.0, seed=3)
     x, _ = data.sample(25_000)
     sae = train(x[:20_000], arch=arch, lam=0.4, M=40, batch=500, lr=3e-3, resample=(), bar=False)
@@ -77,14 +79,20 @@ def test_gradients_are_those_of_autograd(threshold):
 
 
 def test_it_finds_the_known_scale_and_shift():
-    """Orthonormal rows: each latent is a regression of its own, `x_i = exp(r) pre_i + b` where the baseline fires."""
+    """Orthonormal rows: each latent is a regression of its own, `x_i = exp(r) pre_i + b` where the
+    baseline fires.
+    """
     sae = BaselineSAE(5, 5)
     scale, shift = torch.tensor([0.8, 1.0, 1.3, 1.6, 2.0]), torch.tensor([0.2, -0.1, 0.0, 0.3, 0.1])
     with torch.no_grad():
         sae.W_dec.copy_(torch.eye(5))
-        sae.W_enc.copy_(torch.diag(1 / scale))  # so that pre_i = x_i / scale_i, and x_i = scale_i pre_i + 0
+        sae.W_enc.copy_(
+            torch.diag(1 / scale)
+        )  # so that pre_i = x_i / scale_i, and x_i = scale_i pre_i + 0
         sae.b_enc.fill_(-0.5)
-        sae.b_dec.copy_(-shift)  # x_i - b_dec_i = scale_i pre_i: decoded with b_dec, f_i has to be scale_i pre_i
+        sae.b_dec.copy_(
+            -shift
+        )  # x_i - b_dec_i = scale_i pre_i: decoded with b_dec, f_i has to be scale_i pre_i
     x = 3 * torch.rand(4096, 5, generator=torch.Generator().manual_seed(0)) + 1  # all latents fire
     assert (sae.encode(x) > 0).all()
     model = rescale_shift(sae, lambda step: x[(step % 8) * 512 :][:512], 600, lr=2e-2, decay=1.0)
@@ -98,19 +106,28 @@ def test_it_repairs_shrinkage_on_data_it_has_not_seen(world):
     sae, seen, unseen = world
     before = {k: v.clone() for k, v in sae.state_dict().items()}
     model = rescale_shift(sae, batches(seen), 250, lr=1e-2).requires_grad_(False)
-    assert all(torch.equal(v, before[k]) for k, v in sae.state_dict().items()), "the baseline was changed"
+    assert all(torch.equal(v, before[k]) for k, v in sae.state_dict().items()), (
+        "the baseline was changed"
+    )
     assert torch.equal(model.b_dec, sae.b_dec) and torch.equal(model.sae.W_enc, sae.W_enc)
-    assert gamma(unseen, sae(unseen)) < 0.9 and gamma(unseen, model(unseen)) == pytest.approx(1, abs=0.05)
+    assert gamma(unseen, sae(unseen)) < 0.9 and gamma(unseen, model(unseen)) == pytest.approx(
+        1, abs=0.05
+    )
     assert (model(unseen) - unseen).square().sum() < 0.8 * (sae(unseen) - unseen).square().sum()
     on, now = sae.encode(unseen) > 0, model.encode(unseen) > 0
     assert not (now & ~on).any(), "a latent outside the frozen support came on"
-    # At the optimum no common factor helps, so gamma is 1 about the frozen b_dec, exactly, on the training rows.
+    # At the optimum no common factor helps, so gamma is 1 about the frozen b_dec, exactly, on the
+    # training rows.
     assert gamma(seen - sae.b_dec, model(seen) - sae.b_dec) == pytest.approx(1, abs=0.005)
 
 
 def test_the_same_call_gives_the_same_result(world):
     one, two = (rescale_shift(world[0], batches(world[1]), 20) for _ in range(2))
-    assert torch.equal(one.r_mag, two.r_mag) and torch.equal(one.b_mag, two.b_mag) and (one.r_mag != 0).any()
+    assert (
+        torch.equal(one.r_mag, two.r_mag)
+        and torch.equal(one.b_mag, two.b_mag)
+        and (one.r_mag != 0).any()
+    )
 
 
 def test_a_latent_of_the_support_can_be_turned_off_but_none_turned_on():
@@ -127,7 +144,10 @@ def test_a_latent_of_the_support_can_be_turned_off_but_none_turned_on():
 def test_pruning_then_rescaling_beats_pruning(world):
     sae, seen, unseen = world
     threshold = pruning_threshold(sae, [seen[:2000]], increase=0.05)
-    pruned, model = Pruned(sae, threshold), rescale_shift(sae, batches(seen), 250, threshold=threshold)
+    pruned, model = (
+        Pruned(sae, threshold),
+        rescale_shift(sae, batches(seen), 250, threshold=threshold),
+    )
     errors = [float((m(unseen) - unseen).square().sum().detach()) for m in (sae, pruned, model)]
     assert errors[0] < errors[1] < 1.1 * errors[0] and errors[2] < errors[0]
     l0 = [float((m.encode(unseen) > 0).float().sum(-1).mean()) for m in (sae, pruned, model)]
@@ -140,14 +160,21 @@ def test_thresholds_give_what_was_asked_for(arch):
     x = unseen[:2000]
     parts, f = x.split(700), sae.encode(x)
     full = float((f > 0).sum(-1).float().mean())
-    found = (Pruned(sae, pruning_threshold(sae, parts, l0=full / 2)).encode(x) > 0).sum(-1).float().mean()
+    found = (
+        (Pruned(sae, pruning_threshold(sae, parts, l0=full / 2)).encode(x) > 0)
+        .sum(-1)
+        .float()
+        .mean()
+    )
     assert found <= full / 2 and found == pytest.approx(full / 2, abs=0.01)
     assert pruning_threshold(sae, parts, l0=full + 1) == 0
-    error = lambda t: float((Pruned(sae, t)(x) - x).square().sum())  # noqa: E731
+    error = lambda t: float((Pruned(sae, t)(x) - x).square().sum())
     for increase in (0.02, 0.2):
         t = pruning_threshold(sae, parts, increase=increase)
         assert t > 0 and error(t) <= error(0.0) * (1 + increase) * (1 + 1e-6)
-        higher = float(f[f > t].sort().values[40])  # 40 of 2,000 tokens: twice the resolution of 0.01 of L0
+        higher = float(
+            f[f > t].sort().values[40]
+        )  # 40 of 2,000 tokens: twice the resolution of 0.01 of L0
         assert error(higher) > error(0.0) * (1 + increase)
 
 
@@ -169,7 +196,9 @@ def test_wrong_use_is_explained():
 def test_summaries_are_numbers_a_result_file_takes(world):
     sae, seen, _ = world
     out = rescale_shift(sae, batches(seen), 50).summary()
-    assert 0 < out["moved_fraction"] <= 1 and len(out["r_mag_quantiles"]) == len(out["quantile_levels"])
+    assert 0 < out["moved_fraction"] <= 1 and len(out["r_mag_quantiles"]) == len(
+        out["quantile_levels"]
+    )
     assert out["r_mag_quantiles"] == sorted(out["r_mag_quantiles"]) and out["r_mag_mean"] > 0
     assert RescaleShift(sae).summary()["moved_fraction"] == 0
     assert Pruned(sae, 0.25).summary() == {"threshold": 0.25}

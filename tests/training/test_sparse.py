@@ -1,4 +1,6 @@
-"""The sparse products: gradients of the plain class at any density, the choice by density, resuming, memory."""
+"""The sparse products: gradients of the plain class at any density, the choice by density,
+resuming, memory.
+"""
 
 import pytest
 import torch
@@ -38,7 +40,10 @@ def double(monkeypatch):
 
 def weights(sae, density="few", dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
-    w = {k: 0.5 * torch.randn(p.shape, generator=generator).to(dtype) for k, p in sae.named_parameters()}
+    w = {
+        k: 0.5 * torch.randn(p.shape, generator=generator).to(dtype)
+        for k, p in sae.named_parameters()
+    }
     bias = next(w[k] for k in OPENING.values() if k in w)
     bias += DENSITIES[density]
     if density == "one":  # of one latent
@@ -54,14 +59,22 @@ def assert_equal(mine, theirs, rtol, atol):
     for one, other in zip(mine, theirs, strict=True):
         assert set(one) == set(other)
         for name, t in one.items():
-            torch.testing.assert_close(t, other[name], rtol=rtol, atol=atol, msg=name, check_dtype=False)
+            torch.testing.assert_close(
+                t, other[name], rtol=rtol, atol=atol, msg=name, check_dtype=False
+            )
 
 
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("arch, switches", ALL, ids=str)
-def test_eq8_sparse_gradients_equal_autograd_to_rounding_of_float64(arch, switches, density, always, double):
+def test_eq8_sparse_gradients_equal_autograd_to_rounding_of_float64(
+    arch, switches, density, always, double
+):
     sae = ARCHITECTURES[arch](n, M, **switches).double()
-    w, x, lam = weights(sae, density, torch.float64), batches(3).double(), torch.tensor(0.3, dtype=torch.float64)
+    w, x, lam = (
+        weights(sae, density, torch.float64),
+        batches(3).double(),
+        torch.tensor(0.3, dtype=torch.float64),
+    )
     seen = sparse_form(arch, **switches)(w, x, lam, torch.float64)
     assert_equal(seen, autograd_form(sae)(w, x, lam, torch.float64), rtol=1e-9, atol=1e-12)
     assert (seen[1]["sparsity"] == 0) == (density == "none")
@@ -72,14 +85,22 @@ def test_eq8_sparse_gradients_equal_autograd_in_float32(arch, switches, always):
     sae = ARCHITECTURES[arch](n, M, **switches)
     w, x, lam = weights(sae), batches(3), torch.tensor(0.3)
     want = autograd_form(sae)(w, x, lam, torch.float32)
-    assert_equal(sparse_form(arch, **switches)(w, x, lam, torch.float32), want, rtol=1e-4, atol=1e-5)
+    assert_equal(
+        sparse_form(arch, **switches)(w, x, lam, torch.float32), want, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("arch, switches", ALL, ids=str)
 def test_sparse_products_in_bfloat16_are_as_close_as_dense_ones(arch, switches, always):
     sae = ARCHITECTURES[arch](64, 96, **switches)
-    w, x, lam = weights(sae), torch.randn(32, 64, generator=torch.Generator().manual_seed(0)), torch.tensor(0.3)
-    exact, dense = (closed_form(arch, **switches)(w, x, lam, d) for d in (torch.float32, torch.bfloat16))
+    w, x, lam = (
+        weights(sae),
+        torch.randn(32, 64, generator=torch.Generator().manual_seed(0)),
+        torch.tensor(0.3),
+    )
+    exact, dense = (
+        closed_form(arch, **switches)(w, x, lam, d) for d in (torch.float32, torch.bfloat16)
+    )
     close = sparse_form(arch, **switches)(w, x, lam, torch.bfloat16)
     for name, g in exact[0].items():
         assert close[0][name].dtype == dense[0][name].dtype, name
@@ -89,7 +110,9 @@ def test_sparse_products_in_bfloat16_are_as_close_as_dense_ones(arch, switches, 
         assert close[1][name].item() == pytest.approx(term.item(), rel=0.02)
 
 
-@pytest.mark.parametrize("M, batch, p", [(11, 7, 0.1), (24, 8, 0.02), (24, 8, 0.9), (8, 16, 0.0), (8, 16, 1.0)])
+@pytest.mark.parametrize(
+    "M, batch, p", [(11, 7, 0.1), (24, 8, 0.02), (24, 8, 0.9), (8, 16, 0.0), (8, 16, 1.0)]
+)
 def test_places_are_those_of_nonzero(M, batch, p):
     is_open = torch.rand(M, batch, generator=torch.Generator().manual_seed(0)) < p
     assert torch.equal(sparse_products.places(is_open), is_open.flatten().nonzero().squeeze(1))
@@ -107,11 +130,15 @@ def test_sparse_steps_equal_those_of_a_plain_loop(arm, always):
     assert_trains_as_plainly(plan(arm))
 
 
-# ---- Which products ------------------------------------------------------------------------------------------------
+# ---- Which products
+# ------------------------------------------------------------------------------------------------
 
 
 def test_the_choice_follows_the_share_of_open_places(monkeypatch):
-    choose, p = sparse_products.chooser(lambda f: f, sparse_products.LEAST_M), torch.full((8, 16), -1.0)
+    choose, p = (
+        sparse_products.chooser(lambda f: f, sparse_products.LEAST_M),
+        torch.full((8, 16), -1.0),
+    )
     p.flatten()[: 128 // 32] = 1.0
     monkeypatch.setitem(sparse_products.SHARE, "cpu", 1 / 32)
     assert isinstance(choose(p, torch.zeros(8)), sparse_products.Open)
@@ -123,7 +150,12 @@ def test_the_choice_follows_the_share_of_open_places(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_open_is_where_the_sum_in_float32_is_positive(dtype):
     """Also at the bias's neighbours, and where p is its negative."""
-    bias = torch.cat([torch.randn(20, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 0.5, -0.5])])
+    bias = torch.cat(
+        [
+            torch.randn(20, generator=torch.Generator().manual_seed(0)),
+            torch.tensor([0.0, 0.5, -0.5]),
+        ]
+    )
     bar = (-bias).to(dtype)
     far = torch.full_like(bar, torch.inf)
     p = torch.stack([bar.nextafter(-far), bar, bar.nextafter(far)], 1)
@@ -135,7 +167,12 @@ def test_a_batch_too_dense_is_multiplied_as_ever(arch, monkeypatch):
     monkeypatch.setitem(sparse_products.SHARE, "cpu", 0.01)
     monkeypatch.setattr(sparse_products, "LEAST_M", 1)
     w, x, lam = weights(ARCHITECTURES[arch](n, M), "most"), batches(0), torch.tensor(0.3)
-    assert_equal(sparse_form(arch)(w, x, lam, torch.float32), closed_form(arch)(w, x, lam, torch.float32), 0, 0)
+    assert_equal(
+        sparse_form(arch)(w, x, lam, torch.float32),
+        closed_form(arch)(w, x, lam, torch.float32),
+        0,
+        0,
+    )
 
 
 def test_narrow_stacks_and_those_told_not_to_never_look(monkeypatch):
@@ -148,7 +185,9 @@ def test_narrow_stacks_and_those_told_not_to_never_look(monkeypatch):
     ):
         assert not looks
         w = weights(ARCHITECTURES["gated"](2, wide))
-        gradient_form("gated", (), 2, wide, False, told)(w, torch.ones(3, 2), torch.tensor(0.1), torch.float32)
+        gradient_form("gated", (), 2, wide, False, told)(
+            w, torch.ones(3, 2), torch.tensor(0.1), torch.float32
+        )
     assert looks
 
 
@@ -172,7 +211,9 @@ def test_a_run_that_changes_products_resumes_bit_for_bit(arch, chosen, tmp_path)
     p = plan(arch, steps=40)
     whole = Stack(p)
     loop.fit(whole, batches, bar=False)
-    assert 20 < len(chosen) < 40 * len(LAMS) - 20 and len(set(chosen)) > 5  # both kinds, and of many sizes
+    assert (
+        20 < len(chosen) < 40 * len(LAMS) - 20 and len(set(chosen)) > 5
+    )  # both kinds, and of many sizes
     for stop in (14, 27):
         first, path = Stack(p), tmp_path / f"{stop}.safetensors"
 
@@ -184,7 +225,9 @@ def test_a_run_that_changes_products_resumes_bit_for_bit(arch, chosen, tmp_path)
         with pytest.raises(RuntimeError, match="stopped"):
             loop.fit(first, press, path, every=0.0, bar=False)
         kept, read, second = tensors.state(path)["step"], [], Stack(p)
-        loop.fit(second, lambda step, read=read: (read.append(step), batches(step))[1], path, bar=False)
+        loop.fit(
+            second, lambda step, read=read: (read.append(step), batches(step))[1], path, bar=False
+        )
         assert min(read) == kept and stop - 4 < kept <= stop  # a resampling reads three steps ahead
         assert_same(whole, second)
 
@@ -210,7 +253,9 @@ def test_memory_is_below_that_of_dense_products(monkeypatch):
     used = []
     for sparsely in (False, True):
         with Peak() as peak:
-            choose = sparse_products.chooser(peak.fused, sparse_products.LEAST_M) if sparsely else None
+            choose = (
+                sparse_products.chooser(peak.fused, sparse_products.LEAST_M) if sparsely else None
+            )
             closed_form("gated", peak.fused, choose)(w, x, torch.tensor(0.1), torch.bfloat16)
         used.append(peak.bytes)
     assert used[1] < used[0]

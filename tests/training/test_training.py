@@ -1,4 +1,6 @@
-"""The training loop: its optimiser step against a plain one, schedules, resampling, failure, and resuming."""
+"""The training loop: its optimiser step against a plain one, schedules, resampling, failure, and
+resuming.
+"""
 
 import math
 import os
@@ -27,7 +29,18 @@ UNTIED = (("tie", "none"),)
 
 
 def plan(arch="gated", **changes):
-    base = Plan(arch, n, M, LAMS, steps=40, batch=b, lr=1e-2, seed=2, names=("r1", "r2", "r3"), dtype="float32")
+    base = Plan(
+        arch,
+        n,
+        M,
+        LAMS,
+        steps=40,
+        batch=b,
+        lr=1e-2,
+        seed=2,
+        names=("r1", "r2", "r3"),
+        dtype="float32",
+    )
     return replace(base, **changes)
 
 
@@ -56,7 +69,7 @@ def run(p, steps=None):
     return s
 
 
-# ---- One step ------------------------------------------------------------------------------------------------------
+# ---- One step
 
 
 def plain_training(p, k, steps):
@@ -79,7 +92,9 @@ def assert_trains_as_plainly(p, steps=12):
     s = run(p, steps)
     for k in range(len(p.lams)):
         for name, want in plain_training(p, k, steps).named_parameters():
-            torch.testing.assert_close(s.w[name][k], want.data, rtol=2e-4, atol=2e-5, msg=f"{name} of run {k}")
+            torch.testing.assert_close(
+                s.w[name][k], want.data, rtol=2e-4, atol=2e-5, msg=f"{name} of run {k}"
+            )
 
 
 PLANS = {
@@ -126,7 +141,9 @@ def no_renormalisation(fuse, w, g, v, age, lr):
     adam.adam(w, g - w * (g * w).sum(-1, keepdim=True), v, age, lr)
 
 
-@pytest.mark.parametrize("fault", [renormalise_before, no_projection, project_the_update, no_renormalisation])
+@pytest.mark.parametrize(
+    "fault", [renormalise_before, no_projection, project_the_update, no_renormalisation]
+)
 def test_faults_of_the_decoder_step_are_caught(fault, monkeypatch):
     monkeypatch.setattr(adam, "adam_rows", fault)
     with pytest.raises(AssertionError, match="W_dec|W_gate"):
@@ -156,28 +173,39 @@ def test_momentum_is_caught(monkeypatch):
 
 @pytest.mark.parametrize("arm", PLANS)
 def test_a_stack_equals_its_runs_trained_alone(arm):
-    p = replace(plan(**PLANS[arm]), resample=())  # a resampling draws by the run's place in its stack
-    together = run(p, 12)  # rounding may differ with the place in memory, and early steps of Adam are signs
+    p = replace(
+        plan(**PLANS[arm]), resample=()
+    )  # a resampling draws by the run's place in its stack
+    together = run(
+        p, 12
+    )  # rounding may differ with the place in memory, and early steps of Adam are signs
     for k, lam in enumerate(p.lams):
         alone = state(run(replace(p, lams=(lam,)), 12))
         for name, t in state(together).items():
-            torch.testing.assert_close(t[k], alone[name][0], rtol=2e-4, atol=2e-5, msg=f"{name} of run {k}")
+            torch.testing.assert_close(
+                t[k], alone[name][0], rtol=2e-4, atol=2e-5, msg=f"{name} of run {k}"
+            )
 
 
-# ---- Hand-derived gradients -----------------------------------------------------------------------------------------
+# ---- Hand-derived gradients
 
 
 def random_weights(arch, lead=(), seed=0, n=n, M=M):
     generator = torch.Generator().manual_seed(seed)
     sae = ARCHITECTURES[arch](n, M)
-    return {k: 0.5 * torch.randn(*lead, *p.shape, generator=generator) for k, p in sae.named_parameters()}
+    return {
+        k: 0.5 * torch.randn(*lead, *p.shape, generator=generator)
+        for k, p in sae.named_parameters()
+    }
 
 
 def assert_same_gradients(one, other, rtol, atol):
     for mine, theirs in zip(one, other, strict=True):
         assert set(mine) == set(theirs)
         for name, t in mine.items():
-            torch.testing.assert_close(t, theirs[name], rtol=rtol, atol=atol, msg=name, check_dtype=False)
+            torch.testing.assert_close(
+                t, theirs[name], rtol=rtol, atol=atol, msg=name, check_dtype=False
+            )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -211,8 +239,19 @@ def test_closed_forms_in_bfloat16_stay_close(arch):
         assert close[1][name].item() == pytest.approx(term.item(), rel=0.02)
 
 
-ARMS = [{}, {"tie": "shared"}, {"tie": "none"}, {"freeze": "none"}, {"freeze": "W_dec"}, {"freeze": "b_dec"}]
-ARMS += [{"auxiliary": False}, {"centre_grad": False}, {"tie": "none", "centre_grad": False, "magnitude_l1": True}]
+ARMS = [
+    {},
+    {"tie": "shared"},
+    {"tie": "none"},
+    {"freeze": "none"},
+    {"freeze": "W_dec"},
+    {"freeze": "b_dec"},
+]
+ARMS += [
+    {"auxiliary": False},
+    {"centre_grad": False},
+    {"tie": "none", "centre_grad": False, "magnitude_l1": True},
+]
 ARMS += [{"magnitude_l1": True}, {"tie": "shared", "freeze": "none", "magnitude_l1": True}]
 
 
@@ -222,7 +261,9 @@ def test_eq8_closed_forms_of_the_ablation_arms_equal_autograd(switches):
     generator, x, lam = torch.Generator().manual_seed(3), batches(3), torch.tensor(0.3)
     w = {k: 0.5 * torch.randn(p.shape, generator=generator) for k, p in sae.named_parameters()}
     want = autograd_form(sae)(w, x, lam, torch.float32)
-    assert_same_gradients(closed_form("gated", **switches)(w, x, lam, torch.float32), want, rtol=1e-4, atol=1e-5)
+    assert_same_gradients(
+        closed_form("gated", **switches)(w, x, lam, torch.float32), want, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_each_arm_trains_by_its_own_gradients():
@@ -236,7 +277,9 @@ def test_each_arm_trains_by_its_own_gradients():
         ("step", False),
         ("magnitude_l1", True),
     ):
-        arm = gradients_module.gradient_form("gated", (switch,), n, M, False)(w, x, lam, torch.float32)[0]
+        arm = gradients_module.gradient_form("gated", (switch,), n, M, False)(
+            w, x, lam, torch.float32
+        )[0]
         assert not all(torch.allclose(paper[k], g, atol=1e-5) for k, g in arm.items()), switch
 
 
@@ -245,8 +288,13 @@ def test_each_arm_trains_by_its_own_gradients():
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_kernels_equal_plain_ones(arch):
     w, x, lam = random_weights(arch), batches(0), torch.tensor(0.3)
-    gradients, update = gradients_module.gradient_form(arch, (), n, M, True), devices.compiled(adam.adam)
-    assert_same_gradients(gradients(w, x, lam, torch.float32), closed_form(arch)(w, x, lam, torch.float32), 1e-4, 1e-5)
+    gradients, update = (
+        gradients_module.gradient_form(arch, (), n, M, True),
+        devices.compiled(adam.adam),
+    )
+    assert_same_gradients(
+        gradients(w, x, lam, torch.float32), closed_form(arch)(w, x, lam, torch.float32), 1e-4, 1e-5
+    )
     mine, plain = ({k: w[k].clone() for k in w} for _ in range(2))
     for name, g in random_weights(arch, seed=1).items():
         v, age, lr = torch.rand_like(g), torch.full(g.shape[-1:], 3.0), torch.tensor(1e-2)
@@ -276,12 +324,15 @@ print(made, sorted(fast[0]))
 @pytest.mark.slow
 @pytest.mark.skipif(not devices.compiler(), reason="torch.compile needs a C++ compiler")
 def test_an_architecture_without_a_closed_form_is_compiled_to_the_same_gradients():
-    # In a process of its own: torch.compile cannot read through the checks of shapes that are on in tests.
+    # In a process of its own: torch.compile cannot read through the checks of shapes that are on in
+    # tests.
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
-    assert done.stdout.strip() == "['losses'] ['W_dec', 'W_gate', 'b_dec', 'b_gate', 'b_mag', 'r_mag']", done.stderr
+    assert (
+        done.stdout.strip() == "['losses'] ['W_dec', 'W_gate', 'b_dec', 'b_gate', 'b_mag', 'r_mag']"
+    ), done.stderr
 
 
-# ---- Schedules ------------------------------------------------------------------------------------------------------
+# ---- Schedules
 
 
 def test_lambda_warms_up_linearly_over_five_percent():
@@ -298,13 +349,18 @@ def test_learning_rate_warms_up_after_the_start_and_each_resampling_and_decays_t
         assert [p.lr_at(start + s) / 2 for s in (0, 1, 10, 20, 21)] == pytest.approx(rise)
     assert p.lr_at(149) == p.lr_at(299) == p.lr_at(800) == 2.0
     assert [p.lr_at(s) for s in (900, 999)] == pytest.approx([1.0, 0.01])
-    assert plan(steps=100_000, lr=2.0).lr_at(999) < 2.0 and plan(steps=100_000, lr=2.0).lr_at(1000) == 2.0
+    assert (
+        plan(steps=100_000, lr=2.0).lr_at(999) < 2.0
+        and plan(steps=100_000, lr=2.0).lr_at(1000) == 2.0
+    )
     constant = replace(p, lr_warmup=0, lr_decay=0.0)
     assert {constant.lr_at(s) for s in range(1000)} == {2.0}
 
 
 def test_a_step_uses_the_schedules():
-    """Adam's first step without momentum moves by the learning rate exactly; lambda enters the sparsity term."""
+    """Adam's first step without momentum moves by the learning rate exactly; lambda enters the
+    sparsity term.
+    """
     p = plan(steps=1000, lr=1e-2)
     s = Stack(p)
     before = s.w["b_gate"].clone()
@@ -322,11 +378,13 @@ def test_the_curve_names_its_columns_and_stays_short():
     assert 150 <= len(s.curve) <= 200 and all(len(rows) == len(LAMS) for rows in s.curve)
     rows = [dict(zip(s.columns, row, strict=True)) for row in s.curve[-1]]
     assert [r["step"] for r in rows] == [449] * 3 and [r["tokens"] for r in rows] == [450 * b] * 3
-    assert [r["lam"] for r in rows] == pytest.approx(LAMS) and rows[0]["lr"] == pytest.approx(p.lr_at(449))
+    assert [r["lam"] for r in rows] == pytest.approx(LAMS) and rows[0]["lr"] == pytest.approx(
+        p.lr_at(449)
+    )
     assert all(r["l0"] >= 0 and 0 <= r["dead"] <= 1 and r["auxiliary"] > 0 for r in rows)
 
 
-# ---- Resampling -----------------------------------------------------------------------------------------------------
+# ---- Resampling
 
 DEAD = {0: [2, 5], 1: [], 2: list(range(M))}
 
@@ -359,7 +417,9 @@ def test_resampling_resets_dead_latents_and_nothing_else(arm):
             old_by_latent = old.T if name[2:] in ("W_gate", "W_enc", "W_mag") else old
             assert torch.equal(by_latent[alive], old_by_latent[alive]), name
             if name not in ("w.W_dec", "w.W_gate", "w.W_enc", "w.W_mag"):
-                assert not by_latent[dead].any(), name  # biases, r_mag, Adam's moments and ages, silence
+                assert not by_latent[dead].any(), (
+                    name
+                )  # biases, r_mag, Adam's moments and ages, silence
         if not dead:
             continue
         rows = s.w["W_dec"][k, dead]
@@ -371,7 +431,11 @@ def test_resampling_resets_dead_latents_and_nothing_else(arm):
             assert torch.allclose(s.w[name][k][:, dead], 0.2 * norm * rows.T, atol=1e-6), name
     assert (
         set(s.latent)
-        == {"baseline": {"b_enc"}, "gated": {"b_gate", "b_mag", "r_mag"}, "untied": {"b_gate", "b_mag"}}[arm]
+        == {
+            "baseline": {"b_enc"},
+            "gated": {"b_gate", "b_mag", "r_mag"},
+            "untied": {"b_gate", "b_mag"},
+        }[arm]
     )
 
 
@@ -386,7 +450,9 @@ def test_resampled_latents_start_where_the_error_is_large():
 
 @pytest.mark.parametrize("arm", ["baseline", "gated"])
 def test_a_resampled_latent_takes_a_fresh_first_adam_step(arm):
-    """With stale moments, or a stale step count, the first move would not have the size of the learning rate."""
+    """With stale moments, or a stale step count, the first move would not have the size of the
+    learning rate.
+    """
     s = with_dead_latents(plan(**PLANS[arm]))
     s.resample(batches)
     bias, before = s.w[s.latent[0]], s.w[s.latent[0]].clone()
@@ -416,17 +482,24 @@ def test_resampling_happens_at_the_scheduled_steps(monkeypatch):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_resampling_revives_dead_latents(arch):
-    """The same run with and without: latents killed at the start come back only where there is resampling."""
+    """The same run with and without: latents killed at the start come back only where there is
+    resampling.
+    """
     firing = {}
     for resample in ((), (0.15, 0.3)):
         s = Stack(plan(arch, steps=200, lams=(0.03,), names=(), resample=resample))
         s.w[s.latent[0]][0, :4] = -1e3
         sae = loop.fit(s, batches, bar=False)[0]
-        firing[resample] = (sae.encode(torch.cat([batches(1000 + i) for i in range(50)])) > 0).any(0)[:4].sum().item()
+        firing[resample] = (
+            (sae.encode(torch.cat([batches(1000 + i) for i in range(50)])) > 0)
+            .any(0)[:4]
+            .sum()
+            .item()
+        )
     assert firing[()] == 0 and firing[0.15, 0.3] >= 2
 
 
-# ---- NaN and infinity ------------------------------------------------------------------------------------------------
+# ---- NaN and infinity
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -442,7 +515,9 @@ def test_bad_activations_stop_the_run(arch, bad):
         loop.fit(Stack(plan(arch)), spoiled, bar=False)
 
 
-@pytest.mark.parametrize("term, lams, size", [("sparsity", (0.1, math.inf, 0.1), 1.0), ("reconstruction", LAMS, 1e25)])
+@pytest.mark.parametrize(
+    "term, lams, size", [("sparsity", (0.1, math.inf, 0.1), 1.0), ("reconstruction", LAMS, 1e25)]
+)
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(term, lams, size):
     where = "r2" if term == "sparsity" else "r1"
     with pytest.raises(stack.Diverged, match=f"step 0, run {where}: the {term} term"):
@@ -482,7 +557,7 @@ def resumed_state(step):
     return s
 
 
-# ---- Checkpoints ---------------------------------------------------------------------------------------------------
+# ---- Checkpoints
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -506,7 +581,9 @@ def test_resuming_is_bit_identical(tmp_path, arm, cut, dtype):
         loop.fit(first, stops, path, every=0.0, bar=False)
     read = []
     second = Stack(p)
-    again = loop.fit(second, lambda step: (read.append(step), batches(step))[1], path, every=0.0, bar=False)
+    again = loop.fit(
+        second, lambda step: (read.append(step), batches(step))[1], path, every=0.0, bar=False
+    )
     assert cut in read and not set(range(cut)) & set(read)
     assert_same(whole, second)
     for one, other in zip(saes, again, strict=True):
@@ -516,7 +593,12 @@ def test_resuming_is_bit_identical(tmp_path, arm, cut, dtype):
 def test_a_checkpoint_of_another_plan_is_refused(tmp_path):
     path = tmp_path / "stack.safetensors"
     run(plan(), 2).save(path)
-    for change in ({"lams": (0.03, 0.1, 0.5)}, {"lr": 2e-2}, {"switches": UNTIED}, {"names": ("r1", "r3", "r2")}):
+    for change in (
+        {"lams": (0.03, 0.1, 0.5)},
+        {"lr": 2e-2},
+        {"switches": UNTIED},
+        {"names": ("r1", "r3", "r2")},
+    ):
         with pytest.raises(tensors.CheckpointError, match="another"):
             Stack(plan(**change)).resume(path)
     assert not Stack(plan()).resume(tmp_path / "none")
@@ -529,7 +611,9 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, damage):
     content = bytearray(path.read_bytes())
     if damage == "flipped bit":
         content[-3] ^= 1
-    path.write_bytes({"flipped bit": content, "cut short": content[: len(content) // 2], "empty": b""}[damage])
+    path.write_bytes(
+        {"flipped bit": content, "cut short": content[: len(content) // 2], "empty": b""}[damage]
+    )
     with pytest.raises(tensors.CheckpointError, match="stack.safetensors"):
         Stack(plan()).resume(path)
 
@@ -538,16 +622,19 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "stack.safetensors"
     run(plan(), 2).save(path)
     before = path.read_bytes()
-    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("no space left on device")))
+    monkeypatch.setattr(
+        os, "replace", lambda *a: (_ for _ in ()).throw(OSError("no space left on device"))
+    )
     with pytest.raises(OSError, match="no space"):
         run(plan(), 3).save(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def through_kills(folder: Path, dtype: str, compiled: bool) -> None:
-    """Train once undisturbed, and once through SIGKILLs at random steps, each in a process of its own: a fork, so that
-    torch is loaded, and the kernels compiled, once. A batch is read while the step before it is computed or saved, so
-    that the moment of the kill within a step is not ours to choose.
+    """Train once undisturbed, and once through SIGKILLs at random steps, each in a process of its
+    own: a fork, so that torch is loaded, and the kernels compiled, once. A batch is read while the
+    step before it is computed or saved, so that the moment of the kill within a step is not ours to
+    choose.
     """
     torch.set_num_threads(1)
     Stack.fast = compiled  # which is no choice for so short a run
@@ -558,7 +645,9 @@ def through_kills(folder: Path, dtype: str, compiled: bool) -> None:
     for death in [*sorted(chance.sample(range(5, 200), 4)), None]:
         began = tensors.state(path)["step"] if path.exists() else 0
         log, pause = folder / f"{death}", chance.random()
-        assert began == before == 0 or max(before - 4, 1) <= began <= before  # a resampling reads three steps ahead
+        assert (
+            began == before == 0 or max(before - 4, 1) <= began <= before
+        )  # a resampling reads three steps ahead
         if not (child := os.fork()):
 
             def read(step, death=death, log=log, pause=pause):
@@ -573,7 +662,9 @@ def through_kills(folder: Path, dtype: str, compiled: bool) -> None:
             os._exit(0)
         assert os.waitpid(child, 0)[1] == (signal.SIGKILL if death else 0)
         steps = [int(line) for line in log.read_text().splitlines()]
-        assert min(steps) == steps[0] == began and max(steps) == (death or 199)  # goes on: no step is made again
+        assert min(steps) == steps[0] == began and max(steps) == (
+            death or 199
+        )  # goes on: no step is made again
         before = death
     resumed = Stack(p)
     assert resumed.resume(path) and resumed.step == 200
@@ -582,10 +673,17 @@ def through_kills(folder: Path, dtype: str, compiled: bool) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a process")
 @pytest.mark.parametrize(
-    "dtype, compiled", [("float32", False), ("bfloat16", False), pytest.param("bfloat16", True, marks=pytest.mark.slow)]
+    "dtype, compiled",
+    [
+        ("float32", False),
+        ("bfloat16", False),
+        pytest.param("bfloat16", True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_kill_at_any_moment_loses_nothing(tmp_path, dtype, compiled):
-    """SIGKILL at four random steps; the run that resumes goes on from its checkpoint and ends as one never stopped."""
+    """SIGKILL at four random steps; the run that resumes goes on from its checkpoint and ends as
+    one never stopped.
+    """
     if compiled and not devices.compiler():
         pytest.skip("torch.compile needs a C++ compiler")
     here = Path(__file__).parent
@@ -594,11 +692,13 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, dtype, compiled):
     code += f"t.through_kills(t.Path({str(tmp_path)!r}), {dtype!r}, {compiled})"
     # One thread for the compiler as well: a fork takes no threads along.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-# ---- gsae.train ----------------------------------------------------------------------------------------------------
+# ---- gsae.train
 
 
 def gamma(x, x_hat):
@@ -640,7 +740,15 @@ def test_train_reads_each_row_once_an_epoch(monkeypatch):
 
 def test_without_the_auxiliary_term_the_gate_shuts():
     x, _ = toy.SparseData(n=12, features=16, l0=1.5).sample(20_000)
-    settings = {"M": 24, "lam": 0.5, "batch": 100, "lr": 3e-3, "bar": False, "resample": (), "epochs": 8.0}
+    settings = {
+        "M": 24,
+        "lam": 0.5,
+        "batch": 100,
+        "lr": 3e-3,
+        "bar": False,
+        "resample": (),
+        "epochs": 8.0,
+    }
     alive, shut = (loop.train(x, **settings, auxiliary=aux) for aux in (True, False))
     assert (alive.encode(x) > 0).sum(1).float().mean() > 1
     assert (shut.encode(x) > 0).sum(1).float().mean() < 0.1
@@ -650,5 +758,7 @@ def test_train_refuses_what_it_cannot_train_on():
     x = torch.randn(50, n)
     with pytest.raises(ValueError, match=r"at least one batch of 2048 rows, got \(50, 5\)"):
         loop.train(x)
-    with pytest.raises(ValueError, match="unknown architecture 'relu': expected one of baseline, gated"):
+    with pytest.raises(
+        ValueError, match="unknown architecture 'relu': expected one of baseline, gated"
+    ):
         loop.train(x, "relu", batch=b)
