@@ -49,6 +49,7 @@ book: fetch
 check: venv
 	$(call stage,ruff format,$(BIN)/ruff format --check .)
 	$(call stage,ruff check,$(BIN)/ruff check .)
+	$(call stage,measures of the code,$(BIN)/python tests/measures.py)
 	$(call stage,unit tests,OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not pages" tests)
 
 test: venv fetch peers check

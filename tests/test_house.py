@@ -2,7 +2,6 @@
 files.
 """
 
-import ast
 import hashlib
 import json
 import re
@@ -12,7 +11,6 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
-import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -22,48 +20,6 @@ import gsae
 ROOT = Path(__file__).parents[1]
 CODE = sorted((ROOT / "gsae").rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-@pytest.mark.parametrize("path", CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_no_file_above_250_lines(path):
-    assert len(path.read_text().splitlines()) <= 250
-
-
-MAY = {  # module -> what it may import beside the standard library
-    "saes": {"torch", "jaxtyping", "gsae.saes"},
-    "toy": {"torch", "jaxtyping", "gsae.saes"},
-    "metrics": {"torch", "jaxtyping"},
-    "runs": set(),
-    "experiments": {"gsae"},  # its own data files, themselves of the standard library alone
-    "stats": {"numpy", "pandas", "scipy"},
-    "evidence": {"numpy", "pandas", "gsae"},
-    "figures": {"numpy", "pandas", "matplotlib", "gsae"},
-}
-
-
-def imported(path, top_level_only=False):
-    tree = ast.parse(path.read_text())
-    for node in tree.body if top_level_only else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
-
-
-@pytest.mark.parametrize("path", CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_who_may_import_whom(path):
-    name = path.relative_to(ROOT / "gsae").parts[0].removesuffix(".py")
-    if name in MAY:
-        for module in imported(path):
-            root = module.split(".")[0]
-            allowed = root in sys.stdlib_module_names or any(
-                module == m or module.startswith(m + ".") for m in MAY[name]
-            )
-            assert allowed, f"{path.name} imports {module}"
-    if name == "lm":
-        assert not any("saes" in m for m in imported(path))
-    if name in ("training", "stack"):
-        assert "gsae.lm.models" not in set(imported(path))
 
 
 def test_listing_needs_no_torch():
