@@ -3,6 +3,7 @@ of the code.
 """
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -97,3 +98,27 @@ def test_the_floors_are_few():
             f"{', '.join(sorted(name or 'gsae' for name, at in floor.items() if at == number))}"
         )
     assert max(floor.values()) <= FLOORS
+
+
+def sentence(name: str) -> str:
+    """What a room's `__init__` says of it, on one line."""
+    whole = ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text()))
+    return " ".join(whole.split("\n\n")[0].split())
+
+
+@pytest.mark.parametrize("name", MAY)
+def test_readme_and_contributing_show_the_rooms(name):
+    row = f"| [`{name}`](gsae/{name}) | {sentence(name)} |"
+    below = ", ".join(other for other in MAY if other in MAY[name]) or "nothing"
+    assert row in (ROOT / "README.md").read_text()
+    assert f"{row} {below} |" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page):
+    named = re.findall(r"`((?:gsae|tests|benchmarks|book)/[\w./-]+\.\w+)`", page.read_text())
+    new = {"gsae/saes/mine.py"}  # what CONTRIBUTING tells the reader to write
+    assert not [name for name in named if name not in new and not (ROOT / name).exists()]

@@ -1,5 +1,5 @@
-"""A run and its record: sums, metrics, intervals, frontiers, files, provenance, and what a verdict
-is.
+"""A run and its record: sums, metrics, intervals, frontiers, files, provenance, and what a
+verdict is.
 """
 
 import lazy_loader

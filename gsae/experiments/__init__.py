@@ -1,5 +1,5 @@
-"""Sweeps as data, the runner where all rooms meet, what is computed of finished runs, and what it
-costs.
+"""Sweeps as data, the runner where all rooms meet, what is computed of finished runs, and what
+it costs.
 """
 
 import lazy_loader

@@ -1,4 +1,6 @@
-"""Sparse autoencoders: one architecture a file, listed in `ARCHITECTURES`."""
+"""The architectures, one class a file; saved, loaded, exchanged; the small worlds of Fig. 2 and
+Appendices E, F.
+"""
 
 from gsae.saes.base import SAE
 from gsae.saes.baseline import BaselineSAE

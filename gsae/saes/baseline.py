@@ -14,6 +14,8 @@ class BaselineSAE(SAE):
     penalty on `f`.
 
     Parameters: `W_enc: (n, M)`, `b_enc: (M,)`, `W_dec: (M, n)`, `b_dec: (n,)`.
+
+    Trained by the gradients of `gsae.training.closed_form.Baseline`, derived by hand.
     """
 
     ENCODER = "W_enc"

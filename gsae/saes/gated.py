@@ -20,6 +20,10 @@ class GatedSAE(SAE):
     `W_mag: (n, M)` in place of `r_mag` when untied. The defaults are the paper's; every other value
     is an ablation.
 
+    This class defines the losses. What trains it are their gradients, derived by hand in
+    `gsae.training.closed_form.Gated` and held equal to autograd's by tests; the arm without the
+    step function alone is trained by autograd.
+
     Args:
         tie: "r_mag", the paper's `W_mag = exp(r_mag) * W_gate` (Eq. 7); "shared", the same without
             `r_mag`; "none", a free `W_mag`.

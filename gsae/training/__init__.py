@@ -8,6 +8,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "loop": ["fit", "train"],
-        "stack": ["Diverged", "Plan", "Stack"],
+        "divergence": ["Diverged"],
+        "schedule": ["Plan"],
+        "stack": ["Stack"],
     },
 )

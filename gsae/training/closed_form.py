@@ -1,12 +1,25 @@
-"""Hand-derived gradients of the two losses of the paper: the fast path of `gsae.training.loop`.
+"""Hand-derived gradients of Eq. 8 and Eq. 4: the code that trains `GatedSAE` and `BaselineSAE`.
 
-Seven dense products a step for the Gated SAE (14 n M operations a sample), five for the baseline
-(10 n M). Products in bfloat16 where asked, everything else in float32; the element-wise parts
-between products are what `torch.compile` fuses. Latents come first, `(…, M, batch)`: every sum over
-the batch then runs along memory, which makes the element-wise parts ten times as fast on CPUs.
-Written for any leading dimensions of the parameters, so that one SAE and a stack share the code,
-and for two ways to multiply: `Dense`, and `gsae.training.sparse_products.Open` where few latents
-are on. The plain classes remain the definition: tests compare every gradient.
+The classes define the losses; this file derives what autograd would find for them, term by term,
+and needs seven dense products a step for the Gated SAE (14 n M operations a sample) and five for
+the baseline (10 n M). Tests compare every gradient with the classes'. In the letters of section
+3.2, with latents first, `(M, batch)`, so that every sum over the batch runs along memory, which
+makes the element-wise parts ten times as fast on CPUs:
+
+    u           x - b_dec, what both paths read
+    pre         W_gate.T u; one product for both paths where W_mag = exp(r_mag) W_gate (Eq. 7)
+    pre_mag     what the magnitude path reads: `pre` itself, or W_mag.T u where it is untied
+    pi_gate     pre + b_gate;  f_gate = 1[pi_gate > 0]
+    pi_mag      exp(r_mag) pre_mag + b_mag;  f_mag = ReLU(pi_mag)
+    f           f_gate f_mag (Eq. 6);  relu_gate = ReLU(pi_gate), which Eq. 8 penalises and decodes
+    error       f W_dec + b_dec - x;  error_aux, the same of relu_gate
+    back        error brought back through the dictionary;  back_aux, the same of error_aux
+    grad_*      the derivative of the loss by *
+
+Products are in bfloat16 where asked, everything else in float32; `torch.compile` fuses the
+element-wise parts between products. One SAE and a stack share the code, which is written for any
+leading dimensions of the parameters, and so do two ways to multiply: `Dense`, and
+`gsae.training.sparse_products.Open` where few latents are on.
 """
 
 from collections.abc import Callable
@@ -21,59 +34,81 @@ def column(b: Tensor) -> Tensor:
     return b.unsqueeze(-1)
 
 
-def gated_codes(p, q, b_gate, r_mag, b_mag, magnitude_l1, dtype):
-    """Activations of both decodes (Eqs 6, 7); per latent, the penalised sum and how often the
-    latent is on.
+def gated_codes(pre, pre_mag, b_gate, r_mag, b_mag, magnitude_l1, dtype):
+    """What both decodes take, f (Eq. 6) and relu_gate; per latent, the penalised sum over the batch
+    and on how many samples it is on.
     """
-    pi_gate, pi_mag = p.float() + column(b_gate), q.float() * column(r_mag.exp()) + column(b_mag)
-    a, f = torch.relu(pi_gate), torch.relu(pi_mag) * (pi_gate > 0)
-    return f.to(dtype), a.to(dtype), (a + f if magnitude_l1 else a).sum(-1), (f > 0).float().sum(-1)
+    pi_gate = pre.float() + column(b_gate)
+    pi_mag = pre_mag.float() * column(r_mag.exp()) + column(b_mag)  # Eq. 7
+    relu_gate = torch.relu(pi_gate)
+    f = torch.relu(pi_mag) * (pi_gate > 0)  # Eq. 6
+    penalised = relu_gate + f if magnitude_l1 else relu_gate
+    return f.to(dtype), relu_gate.to(dtype), penalised.sum(-1), (f > 0).float().sum(-1)
 
 
-def gated_back(p, q, g_rec, g_aux, b_gate, r_mag, b_mag, penalty, magnitude_l1, dtype):
-    """Gradients at `p` (through the gate, and, where `q` is `p`, the magnitudes), at `q`, the
-    biases and `r_mag`.
+def gated_back(pre, pre_mag, back, back_aux, b_gate, r_mag, b_mag, penalty, magnitude_l1, dtype):
+    """From the errors brought back to the gradients at `pre`, at `pre_mag` where the paths are
+    untied (else None, and `pre` has both), and, summed over the batch, at pi_gate, pi_mag and
+    r_mag. The pre-activations are made again: keeping them would cost memory traffic.
     """
-    tied, scale = q is p, column(r_mag.exp())
-    p, q, g_mag = p.float(), q.float(), g_rec.float()
-    is_open = p + column(b_gate) > 0
-    g_mag = (g_mag + penalty if magnitude_l1 else g_mag) * (
-        is_open & (q * scale + column(b_mag) > 0)
-    )
-    g_gate = (penalty if g_aux is None else g_aux.float() + penalty) * is_open
-    h = (g_gate + g_mag * scale).to(dtype) if tied else g_gate.to(dtype)
-    h_mag = None if tied else (g_mag * scale).to(dtype)
-    return h, h_mag, g_gate.sum(-1), g_mag.sum(-1), (g_mag * q).sum(-1) * r_mag.exp()
+    tied = pre_mag is pre
+    scale = column(r_mag.exp())
+    pre, pre_mag, grad_f = pre.float(), pre_mag.float(), back.float()
+    f_gate = pre + column(b_gate) > 0
+    f_mag_on = pre_mag * scale + column(b_mag) > 0
+
+    # The reconstruction trains the magnitudes of latents that are on, and nothing else: the step
+    # function sends no gradient to the gate (section 3.2).
+    if magnitude_l1:
+        grad_f = grad_f + penalty
+    grad_pi_mag = grad_f * (f_gate & f_mag_on)
+
+    # The penalty and the auxiliary error train the gate, through relu_gate, and nothing else.
+    grad_relu_gate = penalty if back_aux is None else back_aux.float() + penalty
+    grad_pi_gate = grad_relu_gate * f_gate
+
+    if tied:
+        grad_pre, grad_pre_mag = (grad_pi_gate + grad_pi_mag * scale).to(dtype), None
+    else:
+        grad_pre, grad_pre_mag = grad_pi_gate.to(dtype), (grad_pi_mag * scale).to(dtype)
+    grad_r_mag = (grad_pi_mag * pre_mag).sum(-1) * r_mag.exp()
+    return grad_pre, grad_pre_mag, grad_pi_gate.sum(-1), grad_pi_mag.sum(-1), grad_r_mag
 
 
-def baseline_codes(p, b_enc, dtype):
-    f = torch.relu(p.float() + column(b_enc))
+def baseline_codes(pre, b_enc, dtype):
+    """f (Eq. 2); per latent, its sum over the batch and on how many samples it is on."""
+    f = torch.relu(pre.float() + column(b_enc))  # Eq. 2
     return f.to(dtype), f.sum(-1), (f > 0).float().sum(-1)
 
 
-def baseline_back(p, back, b_enc, penalty, dtype):
-    h = (back.float() + penalty) * (p.float() + column(b_enc) > 0)
-    return h.to(dtype), h.sum(-1)
+def baseline_back(pre, back, b_enc, penalty, dtype):
+    """The gradient at `pre`, and its sum over the batch, which is that at b_enc."""
+    grad_pre = (back.float() + penalty) * (pre.float() + column(b_enc) > 0)
+    return grad_pre.to(dtype), grad_pre.sum(-1)
 
 
 def errors(decoded, b_dec, x, dtype):
-    """Error of one decode, times 2 / batch as gradients need it, its sum over the batch, and its
-    square by row.
+    """The error of one decode, times 2 / batch as its squared mean's gradient has it; its sum over
+    the batch, which is the gradient at b_dec; and its squared norm, sample by sample.
     """
-    e = decoded.float() + b_dec.unsqueeze(-2) - x
-    return (e * (2 / x.shape[-2])).to(dtype), e.sum(-2) * (2 / x.shape[-2]), e.square().sum(-1)
+    error = decoded.float() + b_dec.unsqueeze(-2) - x
+    factor = 2 / x.shape[-2]
+    return (error * factor).to(dtype), error.sum(-2) * factor, error.square().sum(-1)
 
 
 class Dense:
-    """The products of a step and its element-wise parts, over every latent of every sample."""
+    """The products of a step and its element-wise parts, over every latent of every sample.
+
+    `pick`, `spread` and `sums` are what `gsae.training.sparse_products.Open` does otherwise.
+    """
 
     def __init__(self, fuse: Callable):
         self.fuse = fuse
 
-    def pick(self, p: Tensor) -> Tensor:
-        return p
+    def pick(self, pre: Tensor) -> Tensor:
+        return pre
 
-    def spread(self, *vectors: Tensor) -> tuple[Tensor, ...]:  # of (M,), to where `p` is
+    def spread(self, *vectors: Tensor) -> tuple[Tensor, ...]:  # of (M,), to where `pre` is
         return vectors
 
     def sums(self, *vectors: Tensor) -> tuple[Tensor, ...]:  # back to (M,)
@@ -85,131 +120,180 @@ class Dense:
     def decode(self, f: Tensor, W_dec: Tensor) -> Tensor:
         return f.mT @ W_dec
 
-    def back(self, W_dec: Tensor, e: Tensor) -> Tensor:
-        return W_dec @ e.mT
+    def back(self, W_dec: Tensor, error: Tensor) -> Tensor:
+        return W_dec @ error.mT
 
-    def to_decoder(self, f: Tensor, e: Tensor) -> Tensor:  # gradients of the weights
-        return f @ e
+    def to_decoder(self, f: Tensor, error: Tensor) -> Tensor:  # the gradient at W_dec
+        return f @ error
 
-    def to_encoder(self, u: Tensor, h: Tensor) -> Tensor:
-        return u.mT @ h.mT
+    def to_encoder(self, u: Tensor, grad_pre: Tensor) -> Tensor:  # the gradient at W_gate, W_enc
+        return u.mT @ grad_pre.mT
 
 
 def closed_form(
-    arch: str, fuse: Callable = lambda f: f, choose: Callable | None = None, **switches
+    arch: str,
+    fuse: Callable = lambda part: part,
+    choose: Callable | None = None,
+    **switches,
 ) -> Callable[..., Gradients] | None:
     """The gradient function of `arch` with its switches, or None where only autograd knows it.
 
-    `fuse` wraps each element-wise part (`torch.compile`, or nothing). `choose` takes the encoder's
-    product and the bias that opens a latent and returns the way to multiply
-    (`gsae.training.sparse_products.chooser`); `Dense` where there is none. The function takes
-    parameters with any leading dimensions, `x: (batch, n)`, `lam` broadcast over `(…, 1, 1)` and
-    the dtype of the products, and returns gradients (those of matrices in that dtype), loss terms
-    and statistics as `losses(…, return_stats=True)` does, terms and `l0` of the leading dimensions'
-    shape.
+    The function takes parameters with any leading dimensions, `x: (batch, n)`, `lam` broadcast over
+    `(…, 1, 1)` and the dtype of the products, and returns gradients (those of matrices in that
+    dtype), loss terms and statistics as `losses(…, return_stats=True)` does, terms and `l0` of the
+    leading dimensions' shape.
+
+    Args:
+        fuse: wraps each element-wise part: `torch.compile`, or nothing.
+        choose: takes the encoder's product and the bias that opens a latent and returns the way to
+            multiply (`gsae.training.sparse_products.chooser`); `Dense` where there is none.
     """
-    make = {"gated": gated, "baseline": baseline}.get(arch)
+    forms = {"gated": Gated, "baseline": Baseline}
+    if arch not in forms or not switches.get("step", True):
+        return None
     dense = Dense(fuse)
-    return (
-        make(fuse, choose or (lambda p, bias: dense), **switches)
-        if make and switches.get("step", True)
-        else None
-    )
+    return forms[arch](fuse, choose or (lambda pre, bias: dense), **switches)
 
 
-def statistics(on: Tensor, batch: int, error: Tensor) -> dict[str, Tensor]:
-    return {"fired": on > 0, "l0": on.sum(-1) / batch, "error": error}
+class Gated:
+    """Gradients of Eq. 8 at every parameter of a `GatedSAE` with these switches."""
 
+    def __init__(
+        self,
+        fuse: Callable,
+        choose: Callable,
+        tie="r_mag",
+        freeze="both",
+        auxiliary=True,
+        step=True,
+        centre_grad=True,
+        magnitude_l1=False,
+    ):
+        self.errors, self.choose = fuse(errors), choose
+        self.tie, self.auxiliary, self.magnitude_l1 = tie, auxiliary, magnitude_l1
+        self.centre_grad = centre_grad
+        # The paper's auxiliary decode holds both constant; an arm that frees one trains it too.
+        self.aux_trains_W_dec = auxiliary and freeze in ("none", "b_dec")
+        self.aux_trains_b_dec = auxiliary and freeze in ("none", "W_dec")
 
-def through(W: Tensor, h_sum: Tensor) -> Tensor:
-    return (W @ column(h_sum)).squeeze(-1)
+    def __call__(
+        self, w: dict[str, Tensor], x: Tensor, lam: Tensor, dtype: torch.dtype
+    ) -> Gradients:
+        batch, b_dec = x.shape[0], w["b_dec"]
+        W_gate, W_dec = w["W_gate"].to(dtype), w["W_dec"].to(dtype)
+        r_mag = w["r_mag"] if self.tie == "r_mag" else torch.zeros_like(w["b_mag"])
 
+        # Product 1, encode: the gate's pre-activation, and tied also the magnitudes' (Eq. 7).
+        u = (x - b_dec.unsqueeze(-2)).to(dtype)
+        pre = W_gate.mT @ u.mT
+        way = self.choose(pre, w["b_gate"])
+        vectors = way.spread(w["b_gate"], r_mag, w["b_mag"])
+        pre = pre_mag = way.pick(pre)
+        if self.tie == "none":  # an eighth product
+            pre_mag = way.encode(w["W_mag"].to(dtype), u)
+        codes = way.fuse(gated_codes)(pre, pre_mag, *vectors, self.magnitude_l1, dtype)
+        f, relu_gate, penalised, on = codes
 
-def gated(
-    fuse: Callable,
-    choose: Callable,
-    tie="r_mag",
-    freeze="both",
-    auxiliary=True,
-    step=True,
-    centre_grad=True,
-    magnitude_l1=False,
-) -> Callable[..., Gradients]:
-    errors_of = fuse(errors)
-
-    def gradients(w: dict[str, Tensor], x: Tensor, lam: Tensor, dtype: torch.dtype) -> Gradients:
-        batch, W_gate, W_dec = x.shape[0], w["W_gate"].to(dtype), w["W_dec"].to(dtype)
-        r_mag = w["r_mag"] if tie == "r_mag" else torch.zeros_like(w["b_mag"])
-        u = (x - w["b_dec"].unsqueeze(-2)).to(dtype)
-        p = W_gate.mT @ u.mT
-        at = choose(p, w["b_gate"])
-        vectors = at.spread(w["b_gate"], r_mag, w["b_mag"])
-        p = q = at.pick(p)
-        if tie == "none":
-            q = at.encode(w["W_mag"].to(dtype), u)
-        f, a, penalised, on = at.fuse(gated_codes)(p, q, *vectors, magnitude_l1, dtype)
-        e, e_sum, error = errors_of(at.decode(f, W_dec), w["b_dec"], x, dtype)
+        # Product 2, decode f: the reconstruction term, and with the penalty the sparsity term.
+        error, grad_b_dec, squared = self.errors(way.decode(f, W_dec), b_dec, x, dtype)
         sparsity = penalised.sum(-1) / batch
         terms = {
-            "reconstruction": error.mean(-1),
+            "reconstruction": squared.mean(-1),
             "sparsity": lam.reshape(sparsity.shape) * sparsity,
         }
-        g_aux = None
-        if auxiliary:
-            e_aux, e_aux_sum, error_aux = errors_of(at.decode(a, W_dec), w["b_dec"], x, dtype)
-            terms["auxiliary"], g_aux = error_aux.mean(-1), at.back(W_dec, e_aux)
-        h, h_mag, *sums = at.fuse(gated_back)(
-            p, q, at.back(W_dec, e), g_aux, *vectors, lam / batch, magnitude_l1, dtype
-        )
-        b_gate, b_mag, g_r, on = at.sums(*sums, on)
-        grads = {"b_gate": b_gate, "b_mag": b_mag, "b_dec": e_sum}
-        grads |= {"W_gate": at.to_encoder(u, h), "W_dec": at.to_decoder(f, e)}
-        at_p, at_q = b_gate, b_mag * r_mag.exp()
-        if tie == "r_mag":
-            grads["r_mag"] = g_r
-        if tie == "none":
-            grads["W_mag"] = at.to_encoder(u, h_mag)
-        if auxiliary and freeze in ("none", "b_dec"):
-            grads["W_dec"] = grads["W_dec"] + at.to_decoder(a, e_aux)
-        if auxiliary and freeze in ("none", "W_dec"):
-            grads["b_dec"] = grads["b_dec"] + e_aux_sum
-        if (
-            centre_grad
-        ):  # as the encoder's centring, b_dec feels all that reaches the pre-activations
-            grads["b_dec"] = grads["b_dec"] - through(
-                w["W_gate"], at_p if tie == "none" else at_p + at_q
-            )
-            if tie == "none":
-                grads["b_dec"] = grads["b_dec"] - through(w["W_mag"], at_q)
-        return grads, terms, statistics(on, batch, error)
 
-    return gradients
+        # Products 3 and 4: decode relu_gate, the auxiliary term, and bring its error back.
+        error_aux = back_aux = aux_at_b_dec = None
+        if self.auxiliary:
+            decoded = way.decode(relu_gate, W_dec)
+            error_aux, aux_at_b_dec, squared_aux = self.errors(decoded, b_dec, x, dtype)
+            del decoded
+            terms["auxiliary"] = squared_aux.mean(-1)
+            back_aux = way.back(W_dec, error_aux)
+
+        # Product 5, the reconstruction error back (not named: named, it would outlive its use).
+        grad_pre, grad_pre_mag, *sums = way.fuse(gated_back)(
+            pre, pre_mag, way.back(W_dec, error), back_aux, *vectors,
+            lam / batch, self.magnitude_l1, dtype,
+        )  # fmt: skip
+        grad_b_gate, grad_b_mag, grad_r_mag, on = way.sums(*sums, on)
+
+        # Products 6 and 7: the gradients at the matrices.
+        grads = {"b_gate": grad_b_gate, "b_mag": grad_b_mag, "b_dec": grad_b_dec}
+        grads["W_gate"] = way.to_encoder(u, grad_pre)
+        grads["W_dec"] = way.to_decoder(f, error)
+        if self.tie == "r_mag":
+            grads["r_mag"] = grad_r_mag
+        if self.tie == "none":
+            grads["W_mag"] = way.to_encoder(u, grad_pre_mag)
+        if self.aux_trains_W_dec:
+            grads["W_dec"] = grads["W_dec"] + way.to_decoder(relu_gate, error_aux)
+        if self.aux_trains_b_dec:
+            grads["b_dec"] = grads["b_dec"] + aux_at_b_dec
+        if self.centre_grad:
+            self.centre(grads, w, r_mag)
+        return grads, terms, statistics(on, batch, squared)
+
+    def centre(self, grads: dict[str, Tensor], w: dict[str, Tensor], r_mag: Tensor) -> None:
+        """b_dec also centres what the encoder reads (Eq. 6): it feels, with the other sign, all
+        that reaches the pre-activations. One product with a vector, not counted above.
+        """
+        at_pre, at_pre_mag = grads["b_gate"], grads["b_mag"] * r_mag.exp()
+        if self.tie == "none":
+            grads["b_dec"] = grads["b_dec"] - through(w["W_gate"], at_pre)
+            grads["b_dec"] = grads["b_dec"] - through(w["W_mag"], at_pre_mag)
+        else:
+            grads["b_dec"] = grads["b_dec"] - through(w["W_gate"], at_pre + at_pre_mag)
 
 
-def baseline(fuse: Callable, choose: Callable) -> Callable[..., Gradients]:
-    errors_of = fuse(errors)
+class Baseline:
+    """Gradients of Eq. 4 at every parameter of a `BaselineSAE`."""
 
-    def gradients(w: dict[str, Tensor], x: Tensor, lam: Tensor, dtype: torch.dtype) -> Gradients:
-        batch, W_enc, W_dec = x.shape[0], w["W_enc"].to(dtype), w["W_dec"].to(dtype)
-        u = (x - w["b_dec"].unsqueeze(-2)).to(dtype)
-        p = W_enc.mT @ u.mT
-        at = choose(p, w["b_enc"])
-        (b_enc,), p = at.spread(w["b_enc"]), at.pick(p)
-        f, f_sum, on = at.fuse(baseline_codes)(p, b_enc, dtype)
-        e, e_sum, error = errors_of(at.decode(f, W_dec), w["b_dec"], x, dtype)
-        h, b_enc = at.fuse(baseline_back)(p, at.back(W_dec, e), b_enc, lam / batch, dtype)
-        b_enc, on = at.sums(b_enc, on)
-        grads = {
-            "W_dec": at.to_decoder(f, e),
-            "b_dec": e_sum - through(w["W_enc"], b_enc),
-            "W_enc": at.to_encoder(u, h),
-            "b_enc": b_enc,
-        }
+    def __init__(self, fuse: Callable, choose: Callable):
+        self.errors, self.choose = fuse(errors), choose
+
+    def __call__(
+        self, w: dict[str, Tensor], x: Tensor, lam: Tensor, dtype: torch.dtype
+    ) -> Gradients:
+        batch, b_dec = x.shape[0], w["b_dec"]
+        W_enc, W_dec = w["W_enc"].to(dtype), w["W_dec"].to(dtype)
+
+        # Product 1, encode (Eq. 2).
+        u = (x - b_dec.unsqueeze(-2)).to(dtype)
+        pre = W_enc.mT @ u.mT
+        way = self.choose(pre, w["b_enc"])
+        (b_enc,) = way.spread(w["b_enc"])
+        pre = way.pick(pre)
+        f, f_sum, on = way.fuse(baseline_codes)(pre, b_enc, dtype)
+
+        # Product 2, decode: both terms of Eq. 4.
+        error, grad_b_dec, squared = self.errors(way.decode(f, W_dec), b_dec, x, dtype)
         sparsity = f_sum.sum(-1) / batch
         terms = {
-            "reconstruction": error.mean(-1),
+            "reconstruction": squared.mean(-1),
             "sparsity": lam.reshape(sparsity.shape) * sparsity,
         }
-        return grads, terms, statistics(on, batch, error)
 
-    return gradients
+        # Product 3, the error back.
+        grad_pre, grad_b_enc = way.fuse(baseline_back)(
+            pre, way.back(W_dec, error), b_enc, lam / batch, dtype
+        )
+        grad_b_enc, on = way.sums(grad_b_enc, on)
+
+        # Products 4 and 5: the gradients at the matrices. b_dec centres the encoder's input too.
+        grads = {
+            "W_dec": way.to_decoder(f, error),
+            "b_dec": grad_b_dec - through(w["W_enc"], grad_b_enc),
+            "W_enc": way.to_encoder(u, grad_pre),
+            "b_enc": grad_b_enc,
+        }
+        return grads, terms, statistics(on, batch, squared)
+
+
+def through(W: Tensor, grad_pre_sum: Tensor) -> Tensor:
+    """What a gradient at the pre-activations, summed over the batch, is at their input."""
+    return (W @ column(grad_pre_sum)).squeeze(-1)
+
+
+def statistics(on: Tensor, batch: int, squared: Tensor) -> dict[str, Tensor]:
+    return {"fired": on > 0, "l0": on.sum(-1) / batch, "error": squared}

@@ -20,25 +20,21 @@ def autograd_form(template: SAE, fuse: Callable = lambda f: f) -> Callable:
     module = _Losses(template)
 
     def losses(leaves, x, lam):
-        terms, stats = torch.func.functional_call(
-            module, {f"sae.{k}": v for k, v in leaves.items()}, (x, lam)
-        )
+        parameters = {f"sae.{name}": leaf for name, leaf in leaves.items()}
+        terms, stats = torch.func.functional_call(module, parameters, (x, lam))
         return sum(terms.values()), terms, stats
 
     losses = fuse(losses)
 
     def gradients(w, x, lam, dtype):
         template.product_dtype = dtype
-        leaves = {k: v.detach().requires_grad_() for k, v in w.items()}
+        leaves = {name: parameter.detach().requires_grad_() for name, parameter in w.items()}
         total, terms, stats = losses(leaves, x, lam.reshape(()))
         grads = torch.autograd.grad(
             total, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
-        return (
-            dict(zip(leaves, grads, strict=True)),
-            {k: v.detach() for k, v in terms.items()},
-            stats,
-        )
+        terms = {name: term.detach() for name, term in terms.items()}
+        return dict(zip(leaves, grads, strict=True)), terms, stats
 
     return gradients
 

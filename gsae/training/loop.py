@@ -3,13 +3,8 @@ activations.
 """
 
 import math
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,10 +14,13 @@ from tqdm import tqdm
 
 from gsae.saes import ARCHITECTURES, SAE
 from gsae.system.devices import product_dtype
+from gsae.system.stopping import stop_flag
+from gsae.training.reader import Batches, Reader
 from gsae.training.schedule import Plan
-from gsae.training.stack import Batches, Stack
+from gsae.training.stack import Stack
 
 STOP_EVERY = 16  # steps after which ranks on GPUs agree whether to stop
+CURVE_ROWS = 200
 
 
 def fit(
@@ -50,24 +48,11 @@ def fit(
     plan, ranks = stack.plan, stack.ranks
     if checkpoint:
         stack.resume(checkpoint)
-    log_every, saved, label = (
-        max(1, -(-plan.steps // 200)),
-        time.monotonic(),
-        f"{plan.arch} x{len(plan.lams)}",
-    )
-    hide = (None if bar is None else not bar) if ranks.first else True
-
-    def save() -> None:
-        stack.verdict()
-        if checkpoint and ranks.first:
-            stack.save(checkpoint)
-
+    log_every, saved = math.ceil(plan.steps / CURVE_ROWS), time.monotonic()
     with (
         Reader(batches, plan) as reader,
         stop_flag() as stopped,
-        tqdm(
-            total=plan.steps, initial=stack.step, desc=label, unit="step", disable=hide
-        ) as progress,
+        progress_bar(stack, bar) as progress,
     ):
         while stack.step < plan.steps:
             step = stack.step
@@ -77,109 +62,43 @@ def fit(
             terms = stack.train_step(x)
             stack.check(x, terms)
             if step % log_every == 0 or stack.step == plan.steps:
-                stack.verdict()
-                dead = (stack.silent >= plan.window).float().mean(1)
-                columns = [
-                    terms.get(c, torch.zeros_like(dead)).tolist() for c in stack.columns[4:8]
-                ] + [dead.tolist()]
-                head = [step, stack.step * plan.batch]
-                stack.curve.append(
-                    [
-                        [*head, lam * plan.lam_share(step), plan.lr_at(step), *values]
-                        for lam, *values in zip(plan.lams, *columns, strict=True)
-                    ]
-                )
+                stack.raise_divergence()
+                dead = stack.log(step, terms)
                 progress.set_postfix(l0=f"{terms['l0'].mean():.0f}", dead=f"{dead.mean():.0%}")
             progress.update()
-            # a wait for the device
-            together = ranks.world == 1 or plan.device == "cpu" or step % STOP_EVERY == 0
-            if together and ranks.any(stopped.is_set()):
-                save()
-                kept = (
-                    f"kept in {checkpoint}; the same command goes on from it"
-                    if checkpoint
-                    else "nothing is kept"
-                )
-                raise KeyboardInterrupt(
-                    f"stopped after {stack.step:,} of {plan.steps:,} steps: {kept}"
-                )
+            # Ranks on GPUs agree now and then only: it is a wait for the device.
+            asks = ranks.world == 1 or plan.device == "cpu" or step % STOP_EVERY == 0
+            if asks and ranks.any(stopped.is_set()):
+                save(stack, checkpoint)
+                raise KeyboardInterrupt(stopped_at(stack, checkpoint))
             if checkpoint and time.monotonic() - saved > every:
-                save()
+                save(stack, checkpoint)
                 saved = time.monotonic()
-        save()
+        save(stack, checkpoint)
     return [stack.sae(k) for k in range(len(plan.lams))]
 
 
-class Reader:
-    """Batches, each read by one background thread while the step before it is computed, and never
-    past the end.
-
-    Every read is in that thread, in order: a `Batches` function need not bear two at a time.
-    """
-
-    def __init__(self, batches: Batches, plan: Plan):
-        self.batches, self.plan, self.ahead = batches, plan, None
-
-    def __enter__(self) -> "Reader":
-        gpu = self.plan.device.startswith("cuda")  # a thread has a current GPU of its own
-        start = (
-            {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)}
-            if gpu
-            else {}
-        )
-        self.thread = ThreadPoolExecutor(1, "batches", **start)
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.thread.shutdown(cancel_futures=True)
-
-    def _read(self, step: int) -> Tensor:
-        x = self.batches(step)
-        return x.pin_memory() if self.plan.device.startswith("cuda") and not x.is_cuda else x
-
-    def __call__(self, step: int) -> Tensor:
-        return self.thread.submit(self._read, step).result()
-
-    def take(self, step: int) -> Tensor:
-        """The batch of `step`; the next one is read meanwhile. What reading raises is raised here,
-        at its step.
-        """
-        ahead, self.ahead = self.ahead, None
-        x = (ahead or self.thread.submit(self._read, step)).result()
-        if step + 1 < self.plan.steps:
-            self.ahead = self.thread.submit(self._read, step + 1)
-        return x
+def progress_bar(stack: Stack, shown: bool | None) -> tqdm:
+    """A bar over the steps: shown, hidden, or (None) on a terminal only; never twice over ranks."""
+    plan, hidden = stack.plan, None if shown is None else not shown
+    label = f"{plan.arch} x{len(plan.lams)}"
+    if not stack.ranks.first:
+        hidden = True
+    return tqdm(total=plan.steps, initial=stack.step, desc=label, unit="step", disable=hidden)
 
 
-@contextmanager
-def stop_flag() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that no update is cut in half; a second one stops at
-    once.
+def save(stack: Stack, checkpoint: Path | None) -> None:
+    """Save a stack, but never one that has diverged."""
+    stack.raise_divergence()
+    if checkpoint and stack.ranks.first:
+        stack.save(checkpoint)
 
-    Handlers are a matter of the main thread: elsewhere the event is never set.
-    """
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
 
-    def note(number, frame) -> None:
-        if stopped.is_set():
-            restore()
-            signal.raise_signal(number)
-        stopped.set()
-        print("\nfinishing this step and saving; once more stops at once", file=sys.stderr)
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in old.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    try:
-        yield stopped
-    finally:
-        restore()
+def stopped_at(stack: Stack, checkpoint: Path | None) -> str:
+    kept = f"kept in {checkpoint}; the same command goes on from it"
+    if not checkpoint:
+        kept = "nothing is kept"
+    return f"stopped after {stack.step:,} of {stack.plan.steps:,} steps: {kept}"
 
 
 def train(
@@ -219,36 +138,25 @@ def train(
             "pass a smaller batch="
         )
     if arch not in ARCHITECTURES:
-        raise ValueError(
-            f"unknown architecture {arch!r}: expected one of {', '.join(ARCHITECTURES)}"
-        )
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"unknown architecture {arch!r}: expected one of {known}")
     lams = (lam,) if isinstance(lam, int | float) else tuple(lam)
     scale = float(x.double().square().sum(-1).mean().rsqrt())
     per_epoch, n = len(x) // batch, x.shape[1]
 
     def batches(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step // per_epoch)
-        rows = torch.randperm(len(x), generator=generator)[(step % per_epoch) * batch :][:batch]
+        epoch, place = divmod(step, per_epoch)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        rows = torch.randperm(len(x), generator=generator)[place * batch :][:batch]
         return x[rows.to(x.device)].float() * scale
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     plan = Plan(
-        arch,
-        n,
-        M or 4 * n,
-        lams,
-        math.ceil(epochs * per_epoch),
-        batch,
-        lr,
-        seed,
-        tuple(sorted(switches.items())),
-        resample=resample,
-        device=device,
-        dtype=product_dtype(device),
-    )
-    saes = [
-        sae.to(x.device) for sae in fit(Stack(plan), batches, bar=bar)
-    ]  # where it can be used on x at once
+        arch, n, M or 4 * n, lams, math.ceil(epochs * per_epoch), batch, lr, seed,
+        tuple(sorted(switches.items())), resample=resample,
+        device=device, dtype=product_dtype(device),
+    )  # fmt: skip
+    saes = [sae.to(x.device) for sae in fit(Stack(plan), batches, bar=bar)]  # for use on x at once
     for sae in saes:
         sae.about = {"scale": scale}
     return saes[0] if isinstance(lam, int | float) else saes

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from gsae.saes import SAE, BaselineSAE
 from gsae.training.adam import adam
-from gsae.training.stack import Batches, Diverged
+from gsae.training.divergence import Diverged
+from gsae.training.reader import Batches
 
 LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
@@ -115,21 +116,19 @@ class RescaleShift(Posthoc):
         over the latents that were moved (a latent that never fired keeps its start)."""
         r, shift = self.r_mag.detach(), (self.b_mag - self.sae.b_enc).detach()
         moved = (r != 0) | (shift != 0)
-        at = torch.tensor(LEVELS, dtype=torch.float64)
-        out = {
+        levels = torch.tensor(LEVELS, dtype=torch.float64)
+        summary = {
             "threshold": self.threshold,
             "moved_fraction": float(moved.double().mean()),
             "quantile_levels": [*LEVELS],
         }
         for name, values in (("r_mag", r), ("b_shift", shift)):
-            kept = (
-                values[moved].double().cpu() if moved.any() else torch.zeros(1, dtype=torch.float64)
-            )
-            out |= {
-                f"{name}_mean": float(kept.mean()),
-                f"{name}_quantiles": kept.quantile(at).tolist(),
-            }
-        return out
+            kept = values[moved].double().cpu()
+            if not len(kept):
+                kept = torch.zeros(1, dtype=torch.float64)
+            summary[f"{name}_mean"] = float(kept.mean())
+            summary[f"{name}_quantiles"] = kept.quantile(levels).tolist()
+        return summary
 
 
 @torch.no_grad()
@@ -178,9 +177,8 @@ def rescale_shift(
     model = RescaleShift(sae, threshold)
     device = model.b_dec.device
     state = [(p.data, torch.zeros_like(p)) for p in (model.r_mag, model.b_mag)]
-    for step in tqdm(
-        range(steps), desc="rescale & shift", unit="step", disable=None if bar is None else not bar
-    ):
+    hidden = None if bar is None else not bar
+    for step in tqdm(range(steps), desc="rescale & shift", unit="step", disable=hidden):
         *grads, error = gradients(model, batches(step).to(device))
         if not error.isfinite():
             raise Diverged(
@@ -194,46 +192,40 @@ def rescale_shift(
 
 
 @torch.no_grad()
-def pruning_threshold(
-    sae: SAE, batches: Iterable[Tensor], *, l0: float | None = None, increase: float | None = None
-) -> float:
-    """The threshold of `Pruned` that, on training batches, gives a stated L0 or a stated loss of
-    reconstruction.
+def pruning_threshold(sae: SAE, batches: Iterable[Tensor], *, increase: float) -> float:
+    """The threshold of `Pruned` that, on training batches, costs a stated share of the squared
+    error.
 
     Args:
         sae: any SAE.
         batches: a few `(batch, n)` tensors of training activations (never of the evaluation set).
-        l0: activations a token to keep, at most; the threshold is 0 where the SAE has no more.
         increase: relative increase of the mean squared error to allow, say 0.01. The largest
             threshold within it is found by bisection, to 0.01 of L0; the error is taken to rise
             with the threshold, as it does once trained.
 
     Raises:
-        ValueError: unless exactly one of `l0` and `increase` is given, above 0, and there are
-            batches.
+        ValueError: where `increase` is not above 0, or there are no batches.
     """
-    if (l0 is None) == (increase is None) or not (l0 or increase or 0) > 0:
-        raise ValueError(f"give either l0 or increase, above 0, got l0={l0}, increase={increase}")
+    if not increase > 0:
+        raise ValueError(f"increase is a share of the error, above 0, got {increase}")
     data = [x.to(sae.b_dec.device) for x in batches]
     if not data:
         raise ValueError("the threshold is chosen on training batches: give at least one")
     codes = [sae.encode(x) for x in data]
     values = torch.cat([f[f > 0] for f in codes]).sort(descending=True).values
     tokens = sum(map(len, data))
-    if l0 is not None:
-        keep = int(l0 * tokens)
-        return float(values[keep]) if keep < len(values) else 0.0
 
     def error(threshold: float) -> float:
         pairs = zip(codes, data, strict=True)
         return sum(float((sae.decode(f * (f > threshold)) - x).square().sum()) for f, x in pairs)
 
     allowed = error(0.0) * (1 + increase)
-    low, high = (
-        0,
-        len(values),
-    )  # keeping the `high` largest is within the allowance, keeping `low` is taken not to be
+    # Keeping the `high` largest is within the allowance, keeping `low` is taken not to be.
+    low, high = 0, len(values)
     while high - low > max(1, tokens // 100):  # to 0.01 of L0
         middle = (low + high) // 2
-        low, high = (low, middle) if error(float(values[middle])) <= allowed else (middle, high)
+        if error(float(values[middle])) <= allowed:
+            high = middle
+        else:
+            low = middle
     return float(values[high]) if high < len(values) else 0.0

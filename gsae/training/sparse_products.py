@@ -76,25 +76,23 @@ class Open(Dense):
         self.flat = places(is_open)
         self.latent, self.sample = self.flat // batch, self.flat % batch
         self.order = self.sample.argsort(stable=True)  # by sample
-        ends = (
-            torch.arange(M, device=is_open.device) * batch,
-            torch.arange(batch, device=is_open.device),
-        )
-        self.of_latent = torch.searchsorted(self.flat, ends[0])  # where each one's places begin
-        self.of_sample = torch.searchsorted(self.sample[self.order], ends[1])
+        # Where the places of each latent begin, and, by sample, those of each sample.
+        latents = torch.arange(M, device=is_open.device)
+        samples = torch.arange(batch, device=is_open.device)
+        self.of_latent = torch.searchsorted(self.flat, latents * batch)
+        self.of_sample = torch.searchsorted(self.sample[self.order], samples)
         self.inner = fuse(inner) if len(self.flat) > 1 else inner
         if self.inner is not inner:  # one compilation for any number of places
             for index in (self.latent, self.sample):
                 torch._dynamo.mark_dynamic(index, 0)
 
     @staticmethod
-    def fuse(
-        part: Callable,
-    ) -> Callable:  # few numbers, another count of them at each step: not worth a compilation
+    def fuse(part: Callable) -> Callable:
+        # Few numbers, and another count of them at each step: not worth a compilation.
         return part
 
-    def pick(self, p: Tensor) -> Tensor:
-        return p.flatten()[self.flat].unsqueeze(1)
+    def pick(self, pre: Tensor) -> Tensor:
+        return pre.flatten()[self.flat].unsqueeze(1)
 
     def spread(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         return tuple(v[self.latent] for v in vectors)
@@ -107,19 +105,21 @@ class Open(Dense):
         return self.back(W.mT.contiguous(), u)
 
     def decode(self, f: Tensor, W_dec: Tensor) -> Tensor:
-        at, f = self.latent[self.order], f.squeeze(1)[self.order]
-        return embedding_bag(at, W_dec, self.of_sample, mode="sum", per_sample_weights=f)
+        latent, weights = self.latent[self.order], f.squeeze(1)[self.order]
+        return embedding_bag(latent, W_dec, self.of_sample, mode="sum", per_sample_weights=weights)
 
-    def back(self, W_dec: Tensor, e: Tensor) -> Tensor:
+    def back(self, W_dec: Tensor, error: Tensor) -> Tensor:
         if self.inner is not inner:
-            return self.inner(W_dec, e, self.latent, self.sample)
+            return self.inner(W_dec, error, self.latent, self.sample)
         chunks = zip(self.latent.split(CHUNK), self.sample.split(CHUNK), strict=True)
-        return torch.cat([inner(W_dec, e, *at) for at in chunks])
+        parts = [inner(W_dec, error, latent, sample) for latent, sample in chunks]
+        return torch.cat(parts)
 
-    def to_decoder(self, f: Tensor, e: Tensor) -> Tensor:
+    def to_decoder(self, f: Tensor, error: Tensor) -> Tensor:
+        weights = f.squeeze(1)
         return embedding_bag(
-            self.sample, e, self.of_latent, mode="sum", per_sample_weights=f.squeeze(1)
+            self.sample, error, self.of_latent, mode="sum", per_sample_weights=weights
         )
 
-    def to_encoder(self, u: Tensor, h: Tensor) -> Tensor:
-        return self.to_decoder(h, u).mT
+    def to_encoder(self, u: Tensor, grad_pre: Tensor) -> Tensor:
+        return self.to_decoder(grad_pre, u).mT

@@ -1,6 +1,5 @@
-"""A stack of SAEs in training: its plan and schedules, Adam, resampling, and its state on disk."""
+"""A stack of SAEs in training: parameters, state of Adam, one step, resampling, and its file."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,119 +7,118 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gsae.saes import SAE
-from gsae.system import tensors as files
+from gsae.system import tensors
 from gsae.system.devices import compiled, compiler
 from gsae.system.distributed import ALONE, Alone
 from gsae.training.adam import adam, adam_rows
+from gsae.training.divergence import Divergence
 from gsae.training.gradients import gradient_form
+from gsae.training.reader import Batches
 from gsae.training.resampling import resample
 from gsae.training.schedule import Plan
 
-Batches = Callable[
-    [int], Tensor
-]  # step -> (batch, n) float32, scaled: a pure function, so that any step can be read again
-CURVE = ("step", "tokens", "lam", "lr", "reconstruction", "sparsity", "auxiliary", "l0", "dead")
-
-
-class Diverged(RuntimeError):
-    """A NaN or an infinity in the data or in a loss; names the step, the run and the term."""
+TERMS = ("reconstruction", "sparsity", "auxiliary", "l0")  # of the curve, as a step returns them
+WORTH_COMPILING = 1_000_000  # samples in all: a compilation takes some 20 s
 
 
 class Stack:
-    """K SAEs in training: parameters `(K, …)`, Adam's second moments, ages, silence counters and
-    the curve.
+    """K SAEs in training, equal but for lambda: parameters `(K, …)`, Adam's second moments, ages,
+    silence counters and the curve.
 
     With `ranks`, each process takes its slice of every batch, and gradients are averaged: all hold
     the same stack.
     """
 
-    def __init__(self, plan: Plan, ranks: Alone = ALONE):
-        self.plan, self.step, self.curve, self.ranks = plan, 0, [], ranks
-        sae, K = plan.sae(), len(plan.lams)
-        self.encoder, self.latent = sae.ENCODER, tuple(k for k in sae.LATENT if hasattr(sae, k))
-        self.w = {
-            k: v.detach().repeat(K, *[1] * v.dim()).to(plan.device)
-            for k, v in sae.named_parameters()
-        }
-        self.v = {k: torch.zeros_like(v) for k, v in self.w.items()}
-        self.age = torch.zeros(
-            K, plan.M, device=plan.device
-        )  # Adam steps of each latent since its last resampling
-        self.silent = torch.zeros(
-            K, plan.M, device=plan.device
-        )  # steps since each latent last fired
-        self.lam = torch.tensor(plan.lams, device=plan.device)
-        # Reading a term is a wait for the device: on a GPU the first bad step is noted there and
-        # read now and then.
-        self.deferred, self.faults, self.spoiled = not plan.device.startswith("cpu"), None, None
-
-    columns = CURVE
+    columns = ("step", "tokens", "lam", "lr", *TERMS, "dead")  # of a row of the curve
     # whether products may be sparse where that is faster: see gsae.training.sparse_products
     sparse = True
 
+    def __init__(self, plan: Plan, ranks: Alone = ALONE):
+        self.plan, self.ranks = plan, ranks
+        self.step, self.curve = 0, []
+        sae, K = plan.sae(), len(plan.lams)
+        self.encoder = sae.ENCODER
+        self.latent = tuple(name for name in sae.LATENT if hasattr(sae, name))
+        self.w = {
+            name: parameter.detach().repeat(K, *[1] * parameter.dim()).to(plan.device)
+            for name, parameter in sae.named_parameters()
+        }
+        self.v = {name: torch.zeros_like(w) for name, w in self.w.items()}
+        # Adam steps of each latent since its last resampling, and steps since it last fired.
+        self.age = torch.zeros(K, plan.M, device=plan.device)
+        self.silent = torch.zeros(K, plan.M, device=plan.device)
+        self.lam = torch.tensor(plan.lams, device=plan.device)
+        self.divergence = Divergence(deferred=not plan.device.startswith("cpu"))
+        self.spoiled: Tensor | None = None  # what the ranks said of the activations of this step
+
     @property
-    def fast(self) -> bool:  # a compilation of some 20 s pays only on longer runs
-        return compiler() and self.plan.steps * self.plan.batch * len(self.plan.lams) >= 1_000_000
+    def fast(self) -> bool:
+        """Whether element-wise parts are compiled."""
+        samples = self.plan.steps * self.plan.batch * len(self.plan.lams)
+        return compiler() and samples >= WORTH_COMPILING
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.plan.names) or [f"lambda {lam:g}" for lam in self.plan.lams]
 
     def train_step(self, x: Float[Tensor, "b n"]) -> dict[str, Tensor]:
         """One step of every SAE on the same batch; returns terms and `l0`, each `(K,)`."""
         plan, dtype = self.plan, getattr(torch, self.plan.dtype)
         gradients = gradient_form(plan.arch, plan.switches, plan.n, plan.M, self.fast, self.sparse)
-        fuse = compiled if self.fast else lambda f: f
-        share, lr = (
-            plan.lam_share(self.step),
-            torch.full((), plan.lr_at(self.step), device=plan.device),
-        )
-        age = torch.full((), self.step + 1.0, device=plan.device)
+        lam_share = plan.lam_share(self.step)
         self.age += 1
         rows = []
-        for k in range(len(plan.lams)):
-            w = {name: t[k] for name, t in self.w.items()}
-            grads, terms, stats = gradients(w, x, self.lam[k] * share, dtype)
+        for k in range(len(plan.lams)):  # one at a time: the matrices of one fill the caches
+            w = {name: parameter[k] for name, parameter in self.w.items()}
+            grads, terms, stats = gradients(w, x, self.lam[k] * lam_share, dtype)
             if self.ranks.world > 1:
                 stats = {**stats, "spoiled": ~x.isfinite().all()}
                 grads, terms, stats = self.ranks.mean(grads, terms, stats)
                 self.spoiled = stats["spoiled"]
-            for name, g in grads.items():
-                own = self.age[k] if name != "b_dec" else age
-                if name == "W_dec":
-                    adam_rows(fuse, w[name], g, self.v[name][k], own[:, None], lr)
-                else:
-                    fuse(adam)(w[name], g, self.v[name][k], own, lr)
+            self.update(k, w, grads)
             self.silent[k] = torch.where(stats["fired"], 0, self.silent[k] + 1)
             rows.append({**terms, "l0": stats["l0"]})
         self.step += 1
-        return {key: torch.stack([r[key] for r in rows]) for key in rows[0]}
+        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def update(self, k: int, w: dict[str, Tensor], grads: dict[str, Tensor]) -> None:
+        """Adam's step of the k-th SAE, in place; the dictionary's is one on the unit sphere."""
+        fuse = compiled if self.fast else lambda part: part
+        lr = torch.full((), self.plan.lr_at(self.step), device=self.plan.device)
+        steps = torch.full((), self.step + 1.0, device=self.plan.device)
+        for name, g in grads.items():
+            v = self.v[name][k]
+            if name == "W_dec":
+                adam_rows(fuse, w[name], g, v, self.age[k][:, None], lr)
+            elif name == "b_dec":  # belongs to no latent: never resampled
+                fuse(adam)(w[name], g, v, steps, lr)
+            else:
+                fuse(adam)(w[name], g, v, self.age[k], lr)
 
     def check(self, x: Tensor, terms: dict[str, Tensor]) -> None:
-        """Raise Diverged where a term of this step is not finite; on a GPU note it for
-        `verdict`.
+        """Raise Diverged where a term of the step just made is not finite; on a GPU note it, for
+        `raise_divergence`.
         """
-        bad = ~torch.stack(list(terms.values())).isfinite()
-        if not self.deferred and not bad.any():
-            return
-        spoiled = ~x.isfinite().all() if self.spoiled is None else self.spoiled
-        bad = torch.cat([spoiled.expand(1, bad.shape[1]), bad])
-        if self.faults is None:
-            self.faults = torch.full_like(bad, -1, dtype=torch.long)
-            self.rows = ["activations", *(f"{name} term" for name in terms)]
-        self.faults = torch.where(bad & (self.faults < 0), self.step - 1, self.faults)
-        if not self.deferred:
-            self.verdict()
+        self.divergence.note(self.step - 1, x, terms, self.spoiled)
+        if not self.divergence.deferred:
+            self.raise_divergence()
 
-    def verdict(self) -> None:
-        """Raise Diverged, naming step, run and term, where `check` saw a NaN or an infinity in any
-        step so far.
-        """
-        if self.faults is None or not (self.faults >= 0).any():
-            return
-        step = int(self.faults[self.faults >= 0].min())
-        row, k = (self.faults == step).nonzero()[0].tolist()
-        name = self.plan.names[k] if self.plan.names else f"lambda {self.plan.lams[k]:g}"
-        raise Diverged(
-            f"step {step}, run {name}: the {self.rows[row]} held a NaN or an infinity. "
-            "Check the activations' scale and dtype, or lower the learning rate"
-        )
+    def raise_divergence(self) -> None:
+        """Raise Diverged, naming step, run and term, where any step so far was not finite."""
+        self.divergence.report(self.names)
+
+    def log(self, step: int, terms: dict[str, Tensor]) -> Tensor:
+        """A row of the curve for each SAE; returns the shares of dead latents, `(K,)`."""
+        plan = self.plan
+        dead = (self.silent >= plan.window).float().mean(1)
+        absent = torch.zeros_like(dead)  # the term of an arm that has none
+        measured = torch.stack([*(terms.get(name, absent) for name in TERMS), dead], 1).tolist()
+        row = []
+        for lam, values in zip(plan.lams, measured, strict=True):
+            schedule = [lam * plan.lam_share(step), plan.lr_at(step)]
+            row.append([step, self.step * plan.batch, *schedule, *values])
+        self.curve.append(row)
+        return dead
 
     def resample(self, batches: Batches) -> None:
         """Give dead latents a new start on badly reconstructed inputs: see
@@ -132,34 +130,43 @@ class Stack:
     def sae(self, k: int) -> SAE:
         """The k-th SAE, as a plain module sharing no memory with the stack."""
         sae = self.plan.sae().to(self.plan.device)
-        sae.load_state_dict({name: t[k].clone() for name, t in self.w.items()})
+        sae.load_state_dict({name: parameter[k].clone() for name, parameter in self.w.items()})
         return sae
 
     def save(self, path: Path) -> None:
-        tensors = {f"{part}.{k}": t for part in ("w", "v") for k, t in getattr(self, part).items()}
-        state = {"plan": repr(self.plan), "step": self.step, "curve": self.curve}
-        state |= {
+        """Write all that training goes on from; the names and lambdas are for a sweep that lost
+        some of its runs.
+        """
+        moments = {f"v.{name}": v for name, v in self.v.items()}
+        parameters = {f"w.{name}": w for name, w in self.w.items()}
+        state = {
+            "plan": repr(self.plan),
+            "step": self.step,
+            "curve": self.curve,
             "names": self.plan.names,
             "lams": self.plan.lams,
-        }  # the composition, for a sweep that lost a part of it
-        files.write(path, {**tensors, "age": self.age, "silent": self.silent}, state)
+        }
+        counters = {"age": self.age, "silent": self.silent}
+        tensors.write(path, {**parameters, **moments, **counters}, state)
 
     def resume(self, path: Path) -> bool:
-        """Go on from a checkpoint of the same plan; False where there is none. Raises
-        CheckpointError on another's.
+        """Go on from a checkpoint of the same plan; False where there is none.
+
+        Raises:
+            CheckpointError: on a checkpoint of another plan, or a damaged one.
         """
         if not path.exists():
             return False
-        tensors, state = files.read(path)
+        saved, state = tensors.read(path)
         if state["plan"] != repr(self.plan):
-            raise files.CheckpointError(
-                f"{path} is of another sweep: {state['plan']}, not {self.plan}. Delete it to "
-                "start anew"
+            raise tensors.CheckpointError(
+                f"{path} is of another sweep: {state['plan']}, not {self.plan}. "
+                "Delete it to start anew"
             )
-        for part in ("w", "v"):
-            for k, t in getattr(self, part).items():
-                t.copy_(tensors[f"{part}.{k}"])
-        self.age.copy_(tensors["age"])
-        self.silent.copy_(tensors["silent"])
+        for name in self.w:
+            self.w[name].copy_(saved[f"w.{name}"])
+            self.v[name].copy_(saved[f"v.{name}"])
+        self.age.copy_(saved["age"])
+        self.silent.copy_(saved["silent"])
         self.step, self.curve = state["step"], state["curve"]
         return True

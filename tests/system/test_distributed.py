@@ -24,8 +24,8 @@ from gsae.experiments import site as site_module
 from gsae.lm import store
 from gsae.system import devices, distributed, tensors
 from gsae.system.distributed import ALONE, RankError, Ranks
+from gsae.training import divergence
 from gsae.training import loop as loop_module
-from gsae.training import stack
 from gsae.training.gradients import gradient_form
 from gsae.training.stack import Stack
 
@@ -118,7 +118,7 @@ def work(out: Path) -> None:
 
     try:
         loop_module.fit(Stack(even(), ranks), spoiled, bar=False)
-    except stack.Diverged as error:
+    except divergence.Diverged as error:
         report["diverged"] = str(error)
 
     def press(step):

@@ -30,8 +30,8 @@ from gsae.system import devices
 from gsae.system import files as disk
 from gsae.system import tensors as tensors_module
 from gsae.training import adam as adam_module
+from gsae.training import divergence, resampling
 from gsae.training import loop as loop_module
-from gsae.training import resampling, stack
 from gsae.training.stack import Stack
 
 HERE = Path(__file__).parent
@@ -224,27 +224,27 @@ def test_a_deferred_check_names_the_step_where_it_began(tmp_path, bad):
         return batches(step) * (bad if step == 13 else 1)
 
     s = Stack(plan(steps=8000, resample=()))  # of which every 40th is logged
-    s.deferred = True
-    with pytest.raises(stack.Diverged, match="step 13, run r1: the activations held"):
+    s.divergence.deferred = True
+    with pytest.raises(divergence.Diverged, match="step 13, run r1: the activations held"):
         loop_module.fit(s, spoiled, path, every=math.inf, bar=False)
     assert read[-1] in (40, 41) and not path.exists()
     s = Stack(plan(resample=()))
-    s.deferred = True
-    with pytest.raises(stack.Diverged, match="step 13"):
+    s.divergence.deferred = True
+    with pytest.raises(divergence.Diverged, match="step 13"):
         loop_module.fit(s, spoiled, path, every=0.0, bar=False)
     assert tensors_module.state(path)["step"] == 13  # none was written after it
 
 
 def test_a_deferred_check_names_run_and_term():
     s = Stack(plan(lams=(0.1, math.inf, 0.1)))
-    s.deferred = True
-    with pytest.raises(stack.Diverged, match="step 0, run r2: the sparsity term"):
+    s.divergence.deferred = True
+    with pytest.raises(divergence.Diverged, match="step 0, run r2: the sparsity term"):
         loop_module.fit(s, batches, bar=False)
 
 
 def test_a_deferred_check_reads_nothing_from_the_device():
     s, x = Stack(plan()), torch.randn(7, 5)
-    s.deferred = True
+    s.divergence.deferred = True
     terms = s.train_step(x)
     with torch.device("meta"):
         s.faults = torch.full((4, 3), -1)
@@ -264,7 +264,7 @@ def test_resampling_encodes_in_chunks_to_the_same_weights(monkeypatch):
     one, other = with_dead_latents(plan()), with_dead_latents(plan())
     one.resample(batches)
     forward = type(other.sae(0)).encode
-    monkeypatch.setattr(resampling, "CHUNK", 5)
+    monkeypatch.setattr(resampling, "ROWS", 5)
     monkeypatch.setattr(
         type(other.sae(0)), "encode", lambda self, x: (seen.append(len(x)), forward(self, x))[1]
     )

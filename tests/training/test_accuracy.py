@@ -7,7 +7,7 @@ from gsae.evidence import metrics as stats
 from gsae.evidence import sums as metrics
 from gsae.saes import toy
 from gsae.system import devices
-from gsae.training import gradients, sparse_products
+from gsae.training import gradients, sparse_products, stack
 from gsae.training.gradients import autograd_form
 from gsae.training.schedule import Plan
 from gsae.training.stack import Stack
@@ -28,7 +28,7 @@ def frontier(arch, dtype, compiled, monkeypatch, sparsely=False):
     with monkeypatch.context() as patch:
         patch.setattr(Stack, "fast", bool(compiled))
         if compiled is None:
-            patch.setattr(gradients, "gradient_form", lambda *of: autograd_form(plan.sae()))
+            patch.setattr(stack, "gradient_form", lambda *of: autograd_form(plan.sae()))
         if sparsely:  # as runs of 1,024 latents and more do once few are on
             gradients.gradient_form.cache_clear()
             patch.setattr(sparse_products, "LEAST_M", 1)

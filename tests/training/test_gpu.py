@@ -41,10 +41,10 @@ def test_a_step_stays_on_the_gpu(switches):
     for _ in range(2):
         terms = stack.train_step(x)
         stack.check(x, terms)
-    assert on_gpu([*terms.values(), stack.faults, *stack.w.values(), stack.silent]) and terms[
-        "l0"
-    ].shape == (K,)
-    assert stack.deferred and stack.plan.steps == 40
+    assert on_gpu(
+        [*terms.values(), stack.divergence.first, *stack.w.values(), stack.silent]
+    ) and terms["l0"].shape == (K,)
+    assert stack.divergence.deferred and stack.plan.steps == 40
     assert on_gpu(stack.sae(1).parameters())
 
 
