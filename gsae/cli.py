@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             case "import":
                 from gsae.saes import files, interop
 
-                sae = interop.load(args.source, scale=args.factor)
+                sae = interop.import_sae(args.source, scale=args.factor)
                 print(files.save(sae, args.file, **sae.about))
             case "study":
                 return study.main(args)

@@ -27,41 +27,31 @@ NAMES = {  # our parameter -> its names elsewhere; a linear layer's `.weight` is
 }
 OURS = {alias: name for name, aliases in NAMES.items() for alias in aliases}
 CLASSES = {"AutoEncoder": "baseline", "AutoEncoderNew": "baseline", "GatedAutoEncoder": "gated"}
-ENCODERS, BIASES = ("W_enc", "W_gate", "W_mag"), ("b_enc", "b_gate", "b_mag")
+BIASES = ("b_enc", "b_gate", "b_mag")  # of encoders
+PARAMETERS = {  # architecture -> the parameters that a file must have, under our names
+    "baseline": {"W", "W_dec", "b_dec", "b_enc"},
+    "gated": {"W", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag"},
+}
+# architecture -> our parameter -> its name in the class of dictionary_learning that is written
+DICTIONARY_LEARNING = {
+    "baseline": {
+        "W": "encoder.weight",
+        "W_dec": "decoder.weight",
+        "b_dec": "bias",
+        "b_enc": "encoder.bias",
+    },
+    "gated": {
+        "W": "encoder.weight",
+        "W_dec": "decoder.weight",
+        "b_dec": "decoder_bias",
+        "b_gate": "gate_bias",
+        "b_mag": "mag_bias",
+        "r_mag": "r_mag",
+    },
+}
 
 
-@torch.no_grad()
-def raw(sae: SAE) -> SAE:
-    """A copy that works on activations as they are: the factor `sae.about["scale"]` goes into its
-    biases.
-
-    Its latents are those of `sae` divided by the scale, so that the dictionary's rows stay of unit
-    norm: `raw(sae).encode(x) = sae.encode(x * scale) / scale`, and the same for `decode`.
-    """
-    new, scale = copy.deepcopy(sae), getattr(sae, "about", {}).get("scale", 1.0)
-    for name in (*BIASES, "b_dec"):
-        if hasattr(new, name):
-            getattr(new, name).div_(scale)
-    new.about = {**getattr(sae, "about", {}), "scale": 1.0}
-    return new
-
-
-@torch.no_grad()
-def unit_rows(sae: SAE) -> SAE:
-    """A copy whose dictionary has rows of unit norm, with the same reconstructions; latents grow by
-    the old norms.
-
-    Encoder columns and biases are multiplied by the norms. `r_mag` is left alone: it is a ratio of
-    two encoders that are both multiplied. Rows of norm 0 stay as they are.
-    """
-    new = copy.deepcopy(sae)
-    norms = new.W_dec.norm(dim=1)
-    norms = torch.where(norms > 0, norms, 1.0)
-    new.W_dec.div_(norms[:, None])
-    for name in (*ENCODERS, *BIASES):
-        if hasattr(new, name):
-            getattr(new, name).mul_(norms)
-    return new
+# ---- Written
 
 
 def export(sae: SAE, folder: str | Path, dialect: str, hook_name: str | None = None) -> Path:
@@ -82,44 +72,50 @@ def export(sae: SAE, folder: str | Path, dialect: str, hook_name: str | None = N
     """
     if dialect not in DIALECTS:
         raise ValueError(f"unknown dialect {dialect!r}: expected one of {', '.join(DIALECTS)}")
-    arch = next(
-        (name for name, cls in ARCHITECTURES.items() if type(sae) is cls), type(sae).__name__
-    )
-    if arch not in CLASSES.values() or getattr(sae, "tie", "") == "none":
-        what = "an untied W_mag" if arch == "gated" else f"the architecture {arch!r}"
-        raise ValueError(
-            f"{dialect} has no class for {what}; only baseline and tied gated SAEs can be exported"
-        )
-    folder, run = Path(folder), getattr(sae, "about", {}).get("run") or {}
+    arch = _exportable(sae, dialect)
+    run = getattr(sae, "about", {}).get("run") or {}
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     w = plain(raw(sae))
     if dialect == "saelens":
-        tensors = {("W_enc" if name == "W" else name): t.contiguous() for name, t in w.items()}
-        with disk.replacing(folder / "sae_weights.safetensors", SafetensorError) as path:
-            save_file(tensors, path)
-        config = saelens_config(arch, *w["W"].shape, run, hook_name)
-        with disk.replacing(folder / "cfg.json") as path:
-            path.write_text(json.dumps(config, indent=1) + "\n")
-        return folder
-    # of the names of b_dec: theirs differ between the two classes
-    column = 2 if arch == "gated" else 1
-    theirs = {"W": "encoder.weight", "W_dec": "decoder.weight", "b_dec": NAMES["b_dec"][column]}
-    theirs |= {name: NAMES[name][-1] for name in ("b_enc", "b_gate", "b_mag", "r_mag")}
-    state = {theirs[name]: (t.T if t.dim() == 2 else t).contiguous() for name, t in w.items()}
-    with disk.replacing(folder / "ae.pt") as path:
-        torch.save(state, path)
-    trainer = {
-        "dict_class": next(name for name, ours in CLASSES.items() if ours == arch),
-        "activation_dim": sae.n,
-        "dict_size": sae.M,
-        "layer": run.get("layer"),
-        "lm_name": run.get("lm"),
-        "submodule_name": run.get("site"),
-    }
-    config = {"trainer": trainer, "buffer": {"d_submodule": sae.n, "ctx_len": run.get("context")}}
-    with disk.replacing(folder / "config.json") as path:
-        path.write_text(json.dumps(config, indent=1) + "\n")
+        _write_saelens(folder, arch, w, run, hook_name)
+    else:
+        _write_dictionary_learning(folder, arch, w, run)
     return folder
+
+
+def _exportable(sae: SAE, dialect: str) -> str:
+    """The name of an SAE's architecture. Raises ValueError where other libraries have none like
+    it.
+    """
+    names = {cls: name for name, cls in ARCHITECTURES.items()}
+    arch = names.get(type(sae), type(sae).__name__)
+    if arch not in CLASSES.values():
+        what = f"the architecture {arch!r}"
+    elif getattr(sae, "tie", "") == "none":
+        what = "an untied W_mag"
+    else:
+        return arch
+    raise ValueError(
+        f"{dialect} has no class for {what}; only baseline and tied gated SAEs can be exported"
+    )
+
+
+@torch.no_grad()
+def raw(sae: SAE) -> SAE:
+    """A copy that works on activations as they are: the factor `sae.about["scale"]` goes into its
+    biases.
+
+    Its latents are those of `sae` divided by the scale, so that the dictionary's rows stay of unit
+    norm: `raw(sae).encode(x) = sae.encode(x * scale) / scale`, and the same for `decode`.
+    """
+    new = copy.deepcopy(sae)
+    about = getattr(sae, "about", {})
+    for name in (*BIASES, "b_dec"):
+        if hasattr(new, name):
+            getattr(new, name).div_(about.get("scale", 1.0))
+    new.about = {**about, "scale": 1.0}
+    return new
 
 
 @torch.no_grad()
@@ -132,11 +128,19 @@ def plain(sae: SAE) -> dict[str, Tensor]:
     if isinstance(sae, GatedSAE):
         if sae.tie == "shared":
             w["r_mag"] = torch.zeros(sae.M)
-        if (
-            not sae.step
-        ):  # relu(pi_gate) * exp(r_mag): the magnitude path then has the gate's own zeros
+        if not sae.step:
+            # relu(pi_gate) * exp(r_mag): the magnitude path then has the gate's own zeros
             w["b_mag"] = w["b_gate"] * w["r_mag"].exp()
     return w
+
+
+def _write_saelens(
+    folder: Path, arch: str, w: dict[str, Tensor], run: dict, hook_name: str | None
+) -> None:
+    tensors = {("W_enc" if name == "W" else name): t.contiguous() for name, t in w.items()}
+    with disk.replacing(folder / "sae_weights.safetensors", SafetensorError) as path:
+        save_file(tensors, path)
+    _write_config(folder / "cfg.json", saelens_config(arch, *w["W"].shape, run, hook_name))
 
 
 def saelens_config(arch: str, n: int, M: int, run: dict, hook_name: str | None) -> dict:
@@ -144,9 +148,12 @@ def saelens_config(arch: str, n: int, M: int, run: dict, hook_name: str | None) 
     metadata: dict = {"sae_lens_version": SAELENS, "sae_lens_training_version": None}
     if run:
         metadata |= {
-            "model_name": run["lm"], "hook_name": hook_name, "context_size": run["context"],
-            "dataset_path": run["text"], "prepend_bos": False,
-        }  # fmt: skip
+            "model_name": run["lm"],
+            "hook_name": hook_name,
+            "context_size": run["context"],
+            "dataset_path": run["text"],
+            "prepend_bos": False,
+        }
     return {
         "architecture": "gated" if arch == "gated" else "standard",
         "d_in": n,
@@ -160,7 +167,33 @@ def saelens_config(arch: str, n: int, M: int, run: dict, hook_name: str | None) 
     }
 
 
-def load(where: str | Path, *, scale: float | None = None, normed: bool = False) -> SAE:
+def _write_dictionary_learning(folder: Path, arch: str, w: dict[str, Tensor], run: dict) -> None:
+    theirs = DICTIONARY_LEARNING[arch]
+    state = {theirs[name]: (t.T if t.dim() == 2 else t).contiguous() for name, t in w.items()}
+    with disk.replacing(folder / "ae.pt") as path:
+        torch.save(state, path)
+    n, M = w["W"].shape
+    trainer = {
+        "dict_class": next(name for name, ours in CLASSES.items() if ours == arch),
+        "activation_dim": n,
+        "dict_size": M,
+        "layer": run.get("layer"),
+        "lm_name": run.get("lm"),
+        "submodule_name": run.get("site"),
+    }
+    buffer = {"d_submodule": n, "ctx_len": run.get("context")}
+    _write_config(folder / "config.json", {"trainer": trainer, "buffer": buffer})
+
+
+def _write_config(path: Path, config: dict) -> None:
+    with disk.replacing(path) as temporary:
+        temporary.write_text(json.dumps(config, indent=1) + "\n")
+
+
+# ---- Read
+
+
+def import_sae(where: str | Path, *, scale: float | None = None) -> SAE:
     """A gated or standard SAE saved by SAELens, dictionary_learning or SAEBench, as one of this
     package's classes.
 
@@ -172,42 +205,25 @@ def load(where: str | Path, *, scale: float | None = None, normed: bool = False)
         scale: the factor by which activations were multiplied in training, where it is not in the
             weights yet; SAELens' `expected_average_only_in` is one, found without help if its
             activation_scaler.json is there.
-        normed: also give the dictionary unit rows (`unit_rows`): what this package's metrics of
-            latents expect.
 
     Raises:
         FileNotFoundError: when there is no such file.
         CheckpointError: when the weights are damaged, or hold more than tensors.
         ValueError: on another architecture, or a normalisation that differs from token to token.
     """
-    path = _find(Path(where))
-    tensors, config = _tensors(path), {}
-    for beside in (path.with_name("cfg.json"), path.with_name("config.json")):
-        if beside.exists():
-            config = json.loads(beside.read_text())
-            break
-    arch = _architecture(path, tensors, config)
-    w = {
-        OURS[name]: (t.T if name.endswith("coder.weight") else t).double()
-        for name, t in tensors.items()
-    }
-    normalisation = config.get("normalize_activations")
-    if normalisation in (True, "expected_average_only_in"):
-        scale = scale or _scale(path)
-    elif normalisation not in (None, False, "none"):
-        raise ValueError(
-            f"{path} normalises each token by itself (normalize_activations {normalisation!r}), "
-            "which no weights can "
-            "express: only 'none' and 'expected_average_only_in' can be read"
-        )
+    path = _find_weights(Path(where))
+    tensors = _without_factors_of_one(_tensors(path))
+    config = _config(path)
+    _check_architecture(path, tensors, config)
+    # where no config says so: AutoEncoderNew, which has a `decoder.bias`, does not centre its input
+    centres = config.get("apply_b_dec_to_input", "decoder.bias" not in tensors)
+    w = _parameters(path, tensors)
+    scale = _scale(path, config, scale)
     if scale:
         w["W"], w["W_dec"], w["b_dec"] = w["W"] * scale, w["W_dec"] / scale, w["b_dec"] / scale
-    if not config.get("apply_b_dec_to_input", "decoder.bias" not in tensors):
-        # our encoders centre their input: give back what that takes away
-        shift = w["b_dec"] @ w["W"]
-        for name in set(w) & set(BIASES):
-            w[name] = w[name] + (shift * w["r_mag"].exp() if name == "b_mag" else shift)
-    sae = ARCHITECTURES[arch](*w["W"].shape)
+    if not centres:
+        _centre(w)
+    sae = ARCHITECTURES[_architecture(w)](*w["W"].shape)
     w[sae.ENCODER] = w.pop("W")
     try:
         sae.load_state_dict({name: t.float() for name, t in w.items()})
@@ -216,19 +232,18 @@ def load(where: str | Path, *, scale: float | None = None, normed: bool = False)
             f"{path}: a tensor's shape does not fit an encoder of {sae.n} x {sae.M}: {error}"
         ) from error
     sae.about = {"scale": 1.0, "source": str(where), "config": config}
-    return (unit_rows(sae) if normed else sae).eval()
+    return sae.eval()
 
 
-def _find(where: Path) -> Path:
+def _find_weights(where: Path) -> Path:
     if where.is_file():
         return where
-    files = [where / name for name in ("sae_weights.safetensors", "ae.pt")]
-    if found := next((path for path in files if path.exists()), None):
-        return found
+    for name in ("sae_weights.safetensors", "ae.pt"):
+        if (where / name).exists():
+            return where / name
     raise FileNotFoundError(
         f"no SAE at {where}: expected a weights file, or a folder with sae_weights.safetensors "
-        "(SAELens) or ae.pt "
-        "(dictionary_learning)"
+        "(SAELens) or ae.pt (dictionary_learning)"
     )
 
 
@@ -247,42 +262,92 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _architecture(path: Path, tensors: dict[str, Tensor], config: dict) -> str:
-    """ "baseline" or "gated", after a check of the names and shapes; SAELens' old factors of 1 are
-    dropped.
-    """
+def _without_factors_of_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Old versions of SAELens write a factor for each latent, which does nothing where it is 1."""
     if "scaling_factor" in tensors and (tensors["scaling_factor"] == 1).all():
-        del tensors["scaling_factor"]
+        return {name: t for name, t in tensors.items() if name != "scaling_factor"}
+    return tensors
+
+
+def _config(path: Path) -> dict:
+    """The configuration beside a weights file; none where there is none."""
+    for name in ("cfg.json", "config.json"):
+        beside = path.with_name(name)
+        if beside.exists():
+            return json.loads(beside.read_text())
+    return {}
+
+
+def _check_architecture(path: Path, tensors: dict[str, Tensor], config: dict) -> None:
+    """Raises ValueError where config or tensors are of no gated or standard SAE."""
     named = config.get("architecture") or config.get("trainer", {}).get("dict_class") or "standard"
     activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
     unknown = sorted(set(tensors) - set(OURS))
-    if named not in ("standard", "gated", *CLASSES) or activation != "relu" or unknown:
-        what = (
-            f"tensors {', '.join(unknown)}"
-            if unknown
-            else f"architecture {named!r}, activation {activation!r}"
-        )
-        raise ValueError(f"{path} holds no gated or standard SAE but one with {what}")
-    found = {OURS[name]: name for name in tensors}
-    gated = "b_gate" in found
-    if gated and "r_mag" not in found:  # SAEs with one encoder for both paths
-        tensors["r_mag"], found["r_mag"] = torch.zeros_like(tensors[found["b_gate"]]), "r_mag"
-    expected = {"W", "W_dec", "b_dec", *(("b_gate", "b_mag", "r_mag") if gated else ("b_enc",))}
-    if set(found) != expected or len(found) != len(tensors):
+    if unknown:
+        what = f"tensors {', '.join(unknown)}"
+    elif named not in ("standard", "gated", *CLASSES) or activation != "relu":
+        what = f"architecture {named!r}, activation {activation!r}"
+    else:
+        return
+    raise ValueError(f"{path} holds no gated or standard SAE but one with {what}")
+
+
+def _parameters(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under our names, in float64, encoders and decoders as ours lie. Raises ValueError
+    where one is missing, is there twice, or belongs to another architecture.
+    """
+    theirs = {OURS[name]: name for name in tensors}
+    if "b_gate" in theirs and "r_mag" not in theirs:  # SAEs with one encoder for both paths
+        r_mag = torch.zeros_like(tensors[theirs["b_gate"]])
+        tensors, theirs = {**tensors, "r_mag": r_mag}, {**theirs, "r_mag": "r_mag"}
+    expected = PARAMETERS[_architecture(theirs)]
+    if set(theirs) != expected or len(theirs) != len(tensors):
         raise ValueError(
             f"{path} has tensors {', '.join(sorted(tensors))}: expected one each for "
             f"{sorted(expected)}"
         )
-    return "gated" if gated else "baseline"
+    return {
+        OURS[name]: (t.T if name.endswith("coder.weight") else t).double()
+        for name, t in tensors.items()
+    }
 
 
-def _scale(path: Path) -> float:
+def _architecture(parameters: dict) -> str:
+    return "gated" if "b_gate" in parameters else "baseline"
+
+
+def _scale(path: Path, config: dict, given: float | None) -> float | None:
+    """The factor that activations were multiplied by in training and that is not in the weights.
+    Raises ValueError where there is one and it is not known, or one for each token.
+    """
+    normalisation = config.get("normalize_activations")
+    if normalisation in (None, False, "none"):
+        return given
+    if normalisation in (True, "expected_average_only_in"):
+        return given or _kept_scale(path)
+    raise ValueError(
+        f"{path} normalises each token by itself (normalize_activations {normalisation!r}), "
+        "which no weights can express: only 'none' and 'expected_average_only_in' can be read"
+    )
+
+
+def _kept_scale(path: Path) -> float:
     """The factor that SAELens keeps beside a checkpoint of a run that has not ended."""
     kept = path.with_name("activation_scaler.json")
-    if kept.exists() and (factor := json.loads(kept.read_text()).get("scaling_factor")):
-        return factor
-    raise ValueError(
-        f"{path} was trained on activations times a factor that is not in it: pass scale=, which "
-        "SAELens sets to "
-        "sqrt(n) divided by the mean norm of the activations"
-    )
+    factor = json.loads(kept.read_text()).get("scaling_factor") if kept.exists() else None
+    if not factor:
+        raise ValueError(
+            f"{path} was trained on activations times a factor that is not in it: pass scale=, "
+            "which SAELens sets to sqrt(n) divided by the mean norm of the activations"
+        )
+    return factor
+
+
+def _centre(w: dict[str, Tensor]) -> None:
+    """Make an encoder that takes `x` one that takes `x - b_dec`, as ours do: its biases give back
+    what that takes away.
+    """
+    shift = w["b_dec"] @ w["W"]
+    for name in set(w) & set(BIASES):
+        # the magnitude path sees the shift through its own encoder, exp(r_mag) times the gate's
+        w[name] = w[name] + (shift * w["r_mag"].exp() if name == "b_mag" else shift)

@@ -134,34 +134,12 @@ def test_what_they_save_encodes_and_decodes_as_it_does_there(tmp_path, name):
     state, x = random(shapes), inputs()
     folder = write(tmp_path / "sae", state, config, pt="Auto" in name)
     f, x_hat = forward(state, x)
-    sae = interop.load(folder)
+    sae = interop.import_sae(folder)
     assert (sae.n, sae.M) == (N, M) and 0 < (f > 0).float().mean() < 1
     close(sae.encode(x), f)
     close(sae.decode(f), x_hat)
     file = next(p for p in folder.iterdir() if p.suffix in (".pt", ".safetensors"))
-    close(interop.load(file).encode(x), f)
-
-    W_dec = state["W_dec"] if "W_dec" in state else state["decoder.weight"].T
-    unit = interop.load(folder, normed=True)
-    close(unit.W_dec.norm(dim=1), torch.ones(M))
-    close(unit.encode(x), f * W_dec.norm(dim=1))
-    close(unit(x), x_hat)
-
-
-@pytest.mark.parametrize("sae", [GatedSAE(N, M), GatedSAE(N, M, tie="none"), BaselineSAE(N, M)])
-def test_folding_decoder_norms_keeps_reconstructions_and_r_mag(sae):
-    sae, x = filled(sae), inputs()
-    unit = interop.unit_rows(sae)
-    close(unit(x), sae(x))
-    close(unit.encode(x), sae.encode(x) * sae.W_dec.norm(dim=1))
-    assert (sae.W_dec.norm(dim=1) - 1).abs().min() > 1e-3  # the one passed in is left alone
-    if hasattr(sae, "r_mag"):
-        assert torch.equal(unit.r_mag, sae.r_mag)
-        unit.r_mag.data.add_(sae.W_dec.norm(dim=1).log())  # what folding it as well would do
-        assert (unit(x) - sae(x)).abs().max() > 0.1
-    with torch.no_grad():
-        sae.W_dec[3] = 0
-    close(interop.unit_rows(sae)(x), sae(x))
+    close(interop.import_sae(file).encode(x), f)
 
 
 ARMS = {
@@ -197,7 +175,7 @@ def test_an_export_takes_activations_as_they_are(tmp_path, dialect, arm):
         got = dictionary_learning(torch.load(folder / "ae.pt", weights_only=True), x)
     close(got[0], f)
     close(got[1], x_hat)
-    again = interop.load(folder)
+    again = interop.import_sae(folder)
     close(again.encode(x), f)
     close(again.decode(f), x_hat)
     close(again.W_dec.norm(dim=1), torch.ones(M))
@@ -242,14 +220,14 @@ def test_saelens_scaling_factor_is_folded_from_beside_the_file_or_from_the_calle
     )
     f, x_hat = saelens(state, x * 0.3, centred=False)
     with pytest.raises(ValueError, match=r"pass scale=.*sqrt\(n\) divided by the mean norm"):
-        interop.load(folder)
-    sae = interop.load(folder, scale=0.3)
+        interop.import_sae(folder)
+    sae = interop.import_sae(folder, scale=0.3)
     close(sae.encode(x), f)
     close(sae.decode(f), x_hat / 0.3)
     (folder / "activation_scaler.json").write_text(
         json.dumps({"scaling_factor": 0.3, "has_whitening": False})
     )
-    close(interop.load(folder)(x), x_hat / 0.3)
+    close(interop.import_sae(folder)(x), x_hat / 0.3)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +248,7 @@ def test_saelens_scaling_factor_is_folded_from_beside_the_file_or_from_the_calle
 def test_what_is_no_gated_or_standard_sae_is_refused(tmp_path, tensors, config, message):
     shapes = {**ENCODER, "b_enc": (M,), **tensors}
     with pytest.raises(ValueError, match=f"(?s){message}"):
-        interop.load(write(tmp_path / "sae", random(shapes), config, pt=False))
+        interop.import_sae(write(tmp_path / "sae", random(shapes), config, pt=False))
 
 
 def test_old_saelens_files_hold_factors_of_one(tmp_path):
@@ -278,11 +256,11 @@ def test_old_saelens_files_hold_factors_of_one(tmp_path):
     state = random(shapes)
     x, extra = inputs(), {"scaling_factor": torch.ones(M)}
     close(
-        interop.load(write(tmp_path / "a", state | extra, config, pt=False))(x),
+        interop.import_sae(write(tmp_path / "a", state | extra, config, pt=False))(x),
         forward(state, x)[1],
     )
     with pytest.raises(ValueError, match="tensors scaling_factor"):
-        interop.load(
+        interop.import_sae(
             write(
                 tmp_path / "b", state | {"scaling_factor": torch.full((M,), 2.0)}, config, pt=False
             )
@@ -299,16 +277,16 @@ def test_a_pickle_that_is_more_than_tensors_is_refused_and_not_run(tmp_path, mon
     monkeypatch.setenv("INTEROP_PROOF", str(proof))
     (tmp_path / "ae.pt").write_bytes(pickle.dumps({"bias": Payload()}, protocol=2))
     with pytest.raises(CheckpointError, match="more than tensors"):
-        interop.load(tmp_path)
+        interop.import_sae(tmp_path)
     assert not proof.exists()
     torch.save({"bias": [1]}, tmp_path / "ae.pt")
     with pytest.raises(CheckpointError, match="no dict of tensors"):
-        interop.load(tmp_path)
+        interop.import_sae(tmp_path)
     with pytest.raises(FileNotFoundError, match="sae_weights.safetensors .* or ae.pt"):
-        interop.load(tmp_path / "elsewhere")
+        interop.import_sae(tmp_path / "elsewhere")
     (tmp_path / "x.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="damaged"):
-        interop.load(tmp_path / "x.safetensors")
+        interop.import_sae(tmp_path / "x.safetensors")
 
 
 def test_what_no_other_library_can_hold_is_not_exported(tmp_path):
@@ -353,9 +331,7 @@ for name, cls, config in (("gated", GatedSAE, GatedSAEConfig), ("standard", Stan
         sae.save_model(folder)
         with torch.no_grad():
             f = sae.encode(x)
-            save = {"f": f, "x_hat": sae.decode(f)}
-            sae.fold_W_dec_norm()
-            save_file({**save, "f_unit": sae.encode(x)}, root / f"{folder.name}.out")
+            save_file({"f": f, "x_hat": sae.decode(f)}, root / f"{folder.name}.out")
 
 from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, GatedAutoEncoder
 from dictionary_learning.utils import load_dictionary
@@ -369,8 +345,7 @@ for cls in (AutoEncoder, AutoEncoderNew, GatedAutoEncoder):
     (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": cls.__name__}}))
     with torch.no_grad():
         f = sae.encode(x)
-        unit = {"f_unit": sae.encode(x, normalize_decoder=True)} if cls is GatedAutoEncoder else {}
-        save_file({"f": f, "x_hat": sae.decode(f), **unit}, root / f"{folder.name}.out")
+        save_file({"f": f, "x_hat": sae.decode(f)}, root / f"{folder.name}.out")
 """
 
 
@@ -415,9 +390,7 @@ THEIRS += [
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_what_the_libraries_save_runs_here_to_the_same_numbers(peers, name):
-    sae, x = interop.load(peers / "theirs" / name), inputs()
+    sae, x = interop.import_sae(peers / "theirs" / name), inputs()
     theirs = load_file(peers / f"{name}.out")
     close(sae.encode(x), theirs["f"])
     close(sae.decode(theirs["f"]), theirs["x_hat"])
-    if "f_unit" in theirs:  # their own folding of decoder norms
-        close(interop.load(peers / "theirs" / name, normed=True).encode(x), theirs["f_unit"])
