@@ -62,7 +62,9 @@ def harvest(
         OSError: too little disk space.
         StoreError: a finished store on disk is damaged.
     """
-    source = _source(lm, blocks, tokens, name_hash=name_hash, seed=seed, keep_pos0=keep_pos0)
+    source = _describe_source(
+        lm, blocks, tokens, name_hash=name_hash, seed=seed, keep_pos0=keep_pos0
+    )
     folders = {key: Path(folder) / _name(key, source) for key in sites}
     absent = _absent(folders, ranks)
     if absent:
@@ -74,7 +76,9 @@ def harvest(
     return {key: Store.open(path) for key, path in folders.items()}
 
 
-def _source(lm: LM, blocks, tokens: int, *, name_hash: str, seed: int, keep_pos0: bool) -> dict:
+def _describe_source(
+    lm: LM, blocks, tokens: int, *, name_hash: str, seed: int, keep_pos0: bool
+) -> dict:
     """All that a store's bytes depend on, but for its site. Raises ValueError on too few blocks."""
     context = len(blocks[0]["tokens"])
     per_block = context - _first_position(keep_pos0)

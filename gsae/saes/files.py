@@ -46,7 +46,7 @@ def load(where: str | Path) -> SAE:
             f"no SAE at {str(where)!r}: there is no {path}. Weights are not in git: train the run "
             "with `gsae run`, or pass a file written by gsae.saes.files.save, a folder that holds "
             "one, or a name on the hub, owner/name. Files of SAELens and dictionary_learning are "
-            "read by gsae.saes.interop.import_sae"
+            "read by gsae.saes.importing.import_sae"
         )
     tensors, state = read(path)
     if state["arch"] not in ARCHITECTURES:
