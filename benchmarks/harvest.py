@@ -12,14 +12,14 @@ import torch
 from datasets import Dataset
 
 from benchmarks.cases import clock
-from gsae.lm import store
+from gsae.lm.harvest import harvest
 from gsae.lm.models import LM
 
 BLOCKS = 16  # in one forward pass, the default of `harvest`
 
 
 class Harvest:
-    """`gsae.lm.store.harvest` from token blocks to a finished store, tokens counted as the model
+    """`gsae.lm.harvest.harvest` from token blocks to a finished store, tokens counted as the model
     reads them.
     """
 
@@ -45,7 +45,7 @@ class Harvest:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # random tokens may well have sinks
             return clock(
-                lambda: store.harvest(
+                lambda: harvest(
                     self.lm,
                     blocks,
                     [(self.site, self.layer)],

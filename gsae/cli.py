@@ -210,16 +210,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(files.pull(args.repo))
             case "export":
                 from gsae.lm import names
-                from gsae.saes import files, interop
+                from gsae.saes import exporting, files
 
                 sae = files.load(args.sae)
                 run = getattr(sae, "about", {}).get("run") or {}
                 hook_name = names.hook(run["site"], run["layer"]) if run else None
-                print(interop.export(sae, args.folder, args.to, hook_name))
+                print(exporting.export(sae, args.folder, args.to, hook_name))
             case "import":
-                from gsae.saes import files, interop
+                from gsae.saes import files, importing
 
-                sae = interop.load(args.source, scale=args.factor)
+                sae = importing.import_sae(args.source, scale=args.factor)
                 print(files.save(sae, args.file, **sae.about))
             case "study":
                 return study.main(args)

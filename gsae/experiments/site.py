@@ -14,7 +14,7 @@ from gsae.evidence import metrics as stats
 from gsae.evidence import sums as metrics
 from gsae.evidence.run import Run
 from gsae.experiments import gpu_parts, limits
-from gsae.lm import buffer, corpus
+from gsae.lm import buffer, corpus, harvest
 from gsae.lm import models as language_models
 from gsae.lm import store as activations
 from gsae.system import distributed
@@ -113,7 +113,7 @@ class Site:
         }
         options["batch"] = limits.blocks_per_pass(run.context)
         with distributed.only(ranks, FileLock(lock(f"harvest-{run.lm}-{name}"))):
-            stores = activations.harvest(model, data, keys, count * per_block, folder, **options)
+            stores = harvest.harvest(model, data, keys, count * per_block, folder, **options)
         return [stores[key] for key in keys]
 
     def batches(self, run: Run):

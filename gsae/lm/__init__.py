@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "models": ["LM", "ModelError", "SITES", "load", "tokenizer"],
+        "models": ["LM", "ModelError", "load", "tokenizer"],
+        "names": ["SITES"],
     },
 )

@@ -4,18 +4,24 @@ hub.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, disable_progress_bars, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    IterableDatasetDict,
+    disable_progress_bars,
+    load_dataset,
+    load_from_disk,
+)
 from huggingface_hub import HfApi, constants, snapshot_download
 from tqdm import tqdm
 
-from gsae.lm.packaged_text import SPLITS, clean, read_wheel
+from gsae.lm.packaged_text import SPLITS, Document, clean, read_wheel
 from gsae.system import files, hub_access, wheels
 
 # between documents: a special token there would draw attention sinks to mid-block positions
@@ -23,12 +29,15 @@ SEPARATOR = "\n\n"
 # saving and flattening take a second each; the long steps have bars of their own
 disable_progress_bars()
 VERSION = 1  # raised when a change here changes the text
-DOCUMENTS = 1000  # of hub text, tokenized together
+DOCUMENTS = 1000  # read and tokenized together
 BLOCKS = "blocks.arrow"  # hub text in the cache, mapped into memory
 
 
 class CorpusError(RuntimeError):
     """Text that is not the text the evidence was made with, or a data set that cannot be read."""
+
+
+# ---- The packaged text
 
 
 def documents(split: str) -> Dataset:
@@ -41,33 +50,23 @@ def documents(split: str) -> Dataset:
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-
-    def make(folder: Path) -> None:
-        names = [name for name, wheel in wheels.wheels().items() if wheel["kind"] == "text"]
-        wheels.fetch_all(["text"])
-        with ProcessPoolExecutor(2) as pool:
-            parts = list(
-                tqdm(pool.map(read_wheel, names), total=len(names), desc="read text", disable=None)
-            )
-        for name, rows in clean([d for part in parts for d in part]).items():
-            columns = dict(
-                zip(
-                    ("text", "source", "kind", "held_out"),
-                    map(list, zip(*rows, strict=True)),
-                    strict=True,
-                )
-            )
-            Dataset.from_dict(columns).save_to_disk(folder / name)
-
-    return load_from_disk(
-        wheels.once(files.cache_dir() / "corpus" / f"text-{VERSION}", make) / split
-    )
+    folder = files.cache_dir() / "corpus" / f"text-{VERSION}"
+    return load_from_disk(wheels.once(folder, _read_wheels) / split)
 
 
-def as_blocks(tokens: np.ndarray, context: int) -> Dataset:
-    whole = tokens[: len(tokens) // context * context].astype(np.int32)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(whole), context)
-    return Dataset(pa.table({"tokens": column})).with_format("numpy")
+def _read_wheels(folder: Path) -> None:
+    """Write the packaged text, a data set for each split."""
+    names = [name for name, wheel in wheels.wheels().items() if wheel["kind"] == "text"]
+    wheels.fetch_all(["text"])
+    with ProcessPoolExecutor(2) as pool:
+        read = pool.map(read_wheel, names)
+        parts = list(tqdm(read, total=len(names), desc="read text", disable=None))
+    for name, rows in clean(list(chain.from_iterable(parts))).items():
+        columns = zip(*rows, strict=True)
+        table = {
+            field: list(values) for field, values in zip(Document._fields, columns, strict=True)
+        }
+        Dataset.from_dict(table).save_to_disk(folder / name)
 
 
 def blocks(tokenizer, split: str, context: int = 128, *, name: str) -> Dataset:
@@ -81,38 +80,42 @@ def blocks(tokenizer, split: str, context: int = 128, *, name: str) -> Dataset:
     """
 
     def make(folder: Path) -> None:
-        texts = documents(split)
-        order, parts = np.random.default_rng(0).permutation(len(texts)), []
-        encode = tokenizer.backend_tokenizer.encode_batch_fast
-        for start in tqdm(
-            range(0, len(order), 1000),
-            desc=f"tokenize {name} {split}",
-            unit="k documents",
-            disable=None,
-        ):
-            batch = [text + SEPARATOR for text in texts[order[start : start + 1000]]["text"]]
-            parts += [
-                np.array(e.ids, dtype=np.int32) for e in encode(batch, add_special_tokens=False)
-            ]
-        data = as_blocks(np.concatenate(parts), context)
-        shuffled = data.select(np.random.default_rng(1).permutation(len(data))).flatten_indices()
-        shuffled.save_to_disk(folder)
+        tokens = _tokenize(tokenizer, documents(split), f"tokenize {name} {split}")
+        data = as_blocks(tokens, context)
+        order = np.random.default_rng(1).permutation(len(data))
+        data.select(order).flatten_indices().save_to_disk(folder)
 
-    data = load_from_disk(
-        wheels.once(files.cache_dir() / "corpus" / f"{name}-{split}-{context}-{VERSION}", make)
-    )
-    expected = (
-        json.loads(wheels.data_path("manifest.json").read_text())["corpora"]
-        .get(name, {})
-        .get(f"{split}-{context}")
-    )
-    if expected and (found := token_hash(data)) != expected:
-        raise CorpusError(
-            f"the {split} text for {name} has hash {found}, the evidence was made with {expected}. "
-            f"Delete {files.cache_dir() / 'corpus'} and run `gsae fetch` again; "
-            "check the versions of tokenizers and transformers against constraints.txt"
-        )
+    folder = files.cache_dir() / "corpus" / f"{name}-{split}-{context}-{VERSION}"
+    data = load_from_disk(wheels.once(folder, make))
+    expected = _hashes(name).get(f"{split}-{context}")
+    if expected:
+        _check_hash(data, expected, name, split)
     return data.with_format("numpy")
+
+
+def _tokenize(tokenizer, texts: Dataset, label: str) -> np.ndarray:
+    """The token ids of all documents, in a fixed random order, one after the other."""
+    order = np.random.default_rng(0).permutation(len(texts))
+    starts = range(0, len(order), DOCUMENTS)
+    ids = []
+    for start in tqdm(starts, desc=label, unit="k documents", disable=None):
+        batch = texts[order[start : start + DOCUMENTS]]["text"]
+        ids += _token_ids(tokenizer.backend_tokenizer, batch)
+    return np.concatenate(ids)
+
+
+def _token_ids(words, texts: Iterable[str]) -> list[np.ndarray]:
+    """The token ids of each document, a separator after it."""
+    separated = [text + SEPARATOR for text in texts]
+    encoded = words.encode_batch_fast(separated, add_special_tokens=False)
+    return [np.array(document.ids, dtype=np.int32) for document in encoded]
+
+
+def as_blocks(tokens: np.ndarray, context: int) -> Dataset:
+    """Whole blocks of consecutive tokens; what is left at the end is dropped."""
+    whole = tokens[: len(tokens) // context * context].astype(np.int32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(whole), context)
+    return Dataset(pa.table({"tokens": column})).with_format("numpy")
 
 
 def token_hash(data: Dataset) -> str:
@@ -122,6 +125,27 @@ def token_hash(data: Dataset) -> str:
         ids = np.ascontiguousarray(part["tokens"], dtype="<i4")
         digest.update(str(ids.shape).encode() + ids.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _hashes(name: str) -> dict[str, str]:
+    """Split and context -> hash of the tokens that the evidence of a language model was made
+    with.
+    """
+    manifest = json.loads(wheels.data_path("manifest.json").read_text())
+    return manifest["corpora"].get(name, {})
+
+
+def _check_hash(data: Dataset, expected: str, name: str, split: str) -> None:
+    actual = token_hash(data)
+    if actual != expected:
+        raise CorpusError(
+            f"the {split} text for {name} has hash {actual}, the evidence was made with "
+            f"{expected}. Delete {files.cache_dir() / 'corpus'} and run `gsae fetch` again; "
+            "check the versions of tokenizers and transformers against constraints.txt"
+        )
+
+
+# ---- Data sets of the hub
 
 
 def hub_blocks(
@@ -147,87 +171,110 @@ def hub_blocks(
         CorpusError: when the data set cannot be read, lacks the split or the text column, or ends
             too early.
     """
+    if name is None:
+        parts = list(stream(tokenizer, dataset, context, n_blocks, split, text))
+        return Dataset(pa.concat_tables(parts)).with_format("numpy")
 
-    def make(
-        folder: Path,
-    ) -> None:  # piece by piece: the paper's texts have more than a billion tokens
+    def make(folder: Path) -> None:
+        # piece by piece: the paper's texts have more than a billion tokens
         parts = stream(tokenizer, dataset, context, n_blocks, split, text)
         first = next(parts)
         with pa.ipc.new_stream(str(folder / BLOCKS), first.schema) as file:
             for part in chain([first], parts):
                 file.write_table(part)
 
-    if name is None:
-        parts = list(stream(tokenizer, dataset, context, n_blocks, split, text))
-        return Dataset(pa.concat_tables(parts)).with_format("numpy")
-    key = hashlib.sha256(
-        repr((dataset, context, n_blocks, split, text, name, VERSION)).encode()
-    ).hexdigest()[:12]
-    made = wheels.once(files.cache_dir() / "corpus" / f"hub-{key}", make)
-    return Dataset.from_file(str(made / BLOCKS)).with_format("numpy")
+    content = repr((dataset, context, n_blocks, split, text, name, VERSION))
+    key = hashlib.sha256(content.encode()).hexdigest()[:12]
+    folder = wheels.once(files.cache_dir() / "corpus" / f"hub-{key}", make)
+    return Dataset.from_file(str(folder / BLOCKS)).with_format("numpy")
 
 
 def stream(
     tokenizer, dataset: str, context: int, n_blocks: int, split: str | tuple[str, ...], text: str
 ) -> Iterator[pa.Table]:
     """Blocks of a hub data set as it comes, some thousands at a time: see `hub_blocks`."""
-    where, revision = hub_access.split(dataset)
-    where, _, config = (where, "", "") if Path(where).exists() else where.partition(":")
-    try:
-        source = where
-        if (
-            constants.HF_HUB_OFFLINE and not Path(where).exists()
-        ):  # `datasets` itself would not look into the cache
-            source, revision = (
-                snapshot_download(where, repo_type="dataset", revision=revision),
-                None,
-            )
-        elif not Path(where).exists():  # `datasets` drops the reason of a refusal: ask for it first
-            HfApi().auth_check(where, repo_type="dataset")
-        splits = load_dataset(source, config or None, revision=revision, streaming=True)
-    except Exception as error:
-        reason = hub_access.why(error, where, "dataset", revision)
-        raise CorpusError(f"cannot read the data set {dataset!r}: {reason}") from error
-    wanted = (split,) if isinstance(split, str) else split
-    if not (found := next((s for s in wanted if s in splits), None)):
-        held_out = (
-            ". Evaluation needs text that is not trained on: take a data set that has such a "
-            "split, or divide this one "
-            "into two files in a folder, train.jsonl and validation.jsonl, and give the folder as "
-            "the text"
-        )
-        have = f"{dataset} has no split {' or '.join(wanted)}, only {', '.join(splits)}"
-        raise CorpusError(have + ("" if isinstance(split, str) else held_out))
-    rows, kept, have, done = iter(splits[found]), [], 0, 0
+    splits = _open(dataset)
+    rows = iter(splits[_split(splits, split, dataset)])
     words = tokenizer.backend_tokenizer
     words.no_padding()
     words.no_truncation()
+    left = []  # token ids: less than a block
+    done = 0  # blocks
     with tqdm(total=n_blocks, desc=f"stream {dataset}", unit="block", disable=None) as bar:
         while done < n_blocks:
-            try:
-                batch = list(islice(rows, DOCUMENTS))
-            except Exception as error:
-                reason = hub_access.why(error, where, "dataset")
-                raise CorpusError(
-                    f"cannot go on reading the data set {dataset!r}: {reason}"
-                ) from error
-            if not batch or text not in batch[0]:
-                problem = (
-                    "it ended"
-                    if not batch
-                    else f"it has no column {text!r}, only {', '.join(batch[0])}"
-                )
+            batch = _next_documents(rows, dataset)
+            problem = _problem(batch, text)
+            if problem:
                 raise CorpusError(
                     f"{dataset}: {done:,} of {n_blocks:,} blocks were read and then {problem}"
                 )
-            read = words.encode_batch_fast(
-                [row[text] + SEPARATOR for row in batch], add_special_tokens=False
-            )
-            kept += [np.array(e.ids, dtype=np.int32) for e in read]
-            joined = np.concatenate(kept)
-            whole = as_blocks(joined, context)
-            kept = [joined[len(whole) * context :]]
-            if count := min(len(whole), n_blocks - done):
+            tokens = np.concatenate([*left, *_token_ids(words, [row[text] for row in batch])])
+            whole = as_blocks(tokens, context)
+            left = [tokens[len(whole) * context :]]
+            count = min(len(whole), n_blocks - done)
+            if count:
                 yield whole.data.table.slice(0, count)
                 done += count
                 bar.update(count)
+
+
+def _repository(dataset: str) -> tuple[str, str, str | None]:
+    """The parts of "owner/name:config@revision", or a folder; a configuration not named is ""."""
+    name, revision = hub_access.split(dataset)
+    if Path(name).exists():
+        return name, "", revision
+    name, _, config = name.partition(":")
+    return name, config, revision
+
+
+def _open(dataset: str) -> IterableDatasetDict:
+    """The splits of a data set, nothing of them read yet. Raises CorpusError."""
+    repository, config, revision = _repository(dataset)
+    source = repository
+    is_remote = not Path(repository).exists()
+    try:
+        if is_remote and constants.HF_HUB_OFFLINE:
+            # `datasets` itself would not look into the cache
+            source = snapshot_download(repository, repo_type="dataset", revision=revision)
+            revision = None  # the folder holds this one alone
+        elif is_remote:
+            # `datasets` drops the reason of a refusal: ask for it first
+            HfApi().auth_check(repository, repo_type="dataset")
+        return load_dataset(source, config or None, revision=revision, streaming=True)
+    except Exception as error:
+        reason = hub_access.why(error, repository, "dataset", revision)
+        raise CorpusError(f"cannot read the data set {dataset!r}: {reason}") from error
+
+
+def _split(splits: IterableDatasetDict, wanted: str | tuple[str, ...], dataset: str) -> str:
+    """The first of the wanted splits that the data set has. Raises CorpusError if it has none."""
+    names = (wanted,) if isinstance(wanted, str) else wanted
+    for name in names:
+        if name in splits:
+            return name
+    message = f"{dataset} has no split {' or '.join(names)}, only {', '.join(splits)}"
+    if not isinstance(wanted, str):  # several are asked for where the text is to evaluate on
+        message += (
+            ". Evaluation needs text that is not trained on: take a data set that has such a "
+            "split, or divide this one into two files in a folder, train.jsonl and "
+            "validation.jsonl, and give the folder as the text"
+        )
+    raise CorpusError(message)
+
+
+def _next_documents(rows: Iterator[dict], dataset: str) -> list[dict]:
+    """The next rows of a data set, none at its end. Raises CorpusError where the hub gives up."""
+    try:
+        return list(islice(rows, DOCUMENTS))
+    except Exception as error:
+        reason = hub_access.why(error, _repository(dataset)[0], "dataset")
+        raise CorpusError(f"cannot go on reading the data set {dataset!r}: {reason}") from error
+
+
+def _problem(batch: list[dict], text: str) -> str:
+    """Why no text can be taken from these rows; "" where it can."""
+    if not batch:
+        return "it ended"
+    if text not in batch[0]:
+        return f"it has no column {text!r}, only {', '.join(batch[0])}"
+    return ""

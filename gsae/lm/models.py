@@ -1,5 +1,6 @@
 """All contact with a language model: load one, read a site's activations, measure the cross-entropy
-with a site replaced. Everything runs through TransformerLens' `TransformerBridge`."""
+with a site replaced. Everything runs through TransformerLens' `TransformerBridge`.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from transformer_lens.tools.model_registry.registry_io import resolve_model_alia
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from gsae.lm import smollm2, tl_legacy
-from gsae.lm.names import NAMES, TOKENIZERS, hook
+from gsae.lm.names import MINI, NAMES, TOKENIZERS, hook
 from gsae.lm.splice import Splice
 from gsae.system import hub_access, wheels
 from gsae.system.devices import has_bfloat16
@@ -29,9 +30,12 @@ class _Enough(Exception):
 
 
 class LM:
-    """A language model with named sites: `name, bridge, tokenizer, device, dtype, n_layers,
-    context`, and `commit`, that of its weights on the hub (None for a model that is not from
-    there)."""
+    """A language model with named sites.
+
+    Attributes: `name`, `bridge`, `tokenizer`, `device`, `dtype`, `n_layers`, `context` (tokens in
+    a block), and `commit`, that of its weights on the hub (None for a model that is not from
+    there).
+    """
 
     def __init__(
         self,
@@ -54,16 +58,19 @@ class LM:
         """Width n of a site's activations."""
         hook(site, 0)
         cfg = self.bridge.cfg
-        return {"attn_z": cfg.n_heads * cfg.d_head, "mlp_neurons": cfg.d_mlp}.get(site, cfg.d_model)
+        widths = {"attn_z": cfg.n_heads * cfg.d_head, "mlp_neurons": cfg.d_mlp}
+        return widths.get(site, cfg.d_model)
 
     def _check(self, tokens: Tensor, sites: Sequence[tuple[str, int]]) -> Tensor:
+        """The tokens as the model takes them. Raises ValueError on what it cannot give or read."""
         for site, layer in sites:
             hook(site, layer)
             if not 0 <= layer < self.n_layers:
                 raise ValueError(
                     f"{self.name} has no layer {layer}: expected 0 to {self.n_layers - 1}"
                 )
-        if tokens.shape[1] > (longest := self.bridge.cfg.n_ctx):
+        longest = self.bridge.cfg.n_ctx
+        if tokens.shape[1] > longest:
             raise ValueError(
                 f"{self.name} reads at most {longest} tokens, got blocks of {tokens.shape[1]}"
             )
@@ -79,24 +86,28 @@ class LM:
         Position 0 is included. The tensors keep the model's dtype and device.
         Raises ValueError on an unknown site or layer, or on blocks longer than the model's context.
         """
-        tokens, found, wanted = self._check(tokens, sites), {}, set(sites)
+        tokens = self._check(tokens, sites)
+        wanted = set(sites)
+        read = {}
 
         def reader(key):
-            def read(value, hook):
-                found[key] = value.flatten(2)
-                if len(found) == len(wanted):
+            def keep(value, hook):
+                read[key] = value.flatten(2)
+                if len(read) == len(wanted):
                     raise _Enough
 
-            return read
+            return keep
 
+        hooks = [(hook(*key), reader(key)) for key in wanted]
         try:
-            with self.bridge.hooks(fwd_hooks=[(hook(*key), reader(key)) for key in wanted]):
+            with self.bridge.hooks(fwd_hooks=hooks):
                 self.bridge(tokens, return_type="logits")
         except _Enough:
             pass
-        if missing := wanted - set(found):
+        missing = wanted - set(read)
+        if missing:
             raise ModelError(f"{self.name} gave no activations at {missing}: it has no such site")
-        return found
+        return read
 
     @torch.no_grad()
     def direct_logits(
@@ -109,15 +120,20 @@ class LM:
         W_O and W_out. The final normalisation takes out the length, so that values compare between
         tokens, not between directions. Raises ValueError on an unknown site.
         """
-        hook(site, layer)
-        block, rows = self.bridge.blocks[layer], directions.to(self.device, torch.float32)
+        hook(site, 0)
+        block = self.bridge.blocks[layer]
+        rows = directions.to(self.device, torch.float32)
         if site == "attn_z":
             rows = rows @ block.attn.W_O.flatten(0, 1).float()
         elif site == "mlp_neurons":
             rows = rows @ block.mlp.W_out.float()
         rows = rows / rows.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
-        final = lambda x: self.bridge.ln_final(x.to(self.dtype)).float()
-        logits = (final(rows) - final(torch.zeros_like(rows[:1]))) @ self.bridge.unembed.W_U.float()
+
+        def normalised(x):
+            return self.bridge.ln_final(x.to(self.dtype)).float()
+
+        empty = torch.zeros_like(rows[:1])
+        logits = (normalised(rows) - normalised(empty)) @ self.bridge.unembed.W_U.float()
         return logits - logits.mean(-1, keepdim=True)
 
     def splice(
@@ -126,9 +142,8 @@ class LM:
         """Run the clean forward pass once, ready to replace one site's activations: see
         `Splice`.
         """
-        return Splice(
-            self.bridge, self._check(tokens, [(site, layer)]), hook(site, layer), keep_pos0
-        )
+        tokens = self._check(tokens, [(site, layer)])
+        return Splice(self.bridge, tokens, hook(site, layer), keep_pos0)
 
 
 def load(
@@ -138,66 +153,95 @@ def load(
     device_map: str | dict | None = None,
 ) -> LM:
     """Load a language model by name: one of `NAMES`, a Hugging Face repository ("owner/name"), or a
-    folder.
+    folder. A name may end in "@revision": a commit, a tag or a branch.
 
-    A name may end in "@revision": a commit, a tag or a branch. `device`: "auto" is GSAE_LM_DEVICE
-    if set, else cuda if there is one, else cpu. "auto-split" spreads a model that one GPU does not
-    hold over all of this process's GPUs (accelerate); `device_map` is accelerate's, to place it
-    oneself. `dtype`: None is float32 for gelu-1l-mini, for the others bfloat16 where the processor
-    computes in it (half the time), else float32. Raises ModelError with the name and the remedy if
-    the model cannot be had.
+    Args:
+        device: "auto" is GSAE_LM_DEVICE if set, else cuda if there is one, else cpu. "auto-split"
+            spreads a model that one GPU does not hold over all of this process's GPUs (accelerate).
+        dtype: None is float32 for gelu-1l-mini, for the others bfloat16 where the processor
+            computes in it (half the time), else float32.
+        device_map: accelerate's, to place the model oneself.
+
+    Raises:
+        ModelError: if the model cannot be had; it has the name and the remedy.
     """
-    if device == "auto":
-        device = os.environ.get("GSAE_LM_DEVICE") or (
-            "cuda" if torch.cuda.is_available() else "cpu"
-        )
     if device == "auto-split":
-        device_map, device = device_map or "auto", "cuda" if torch.cuda.is_available() else "cpu"
+        device_map = device_map or "auto"
+    device = _device(device)
     if dtype is None:
-        if device == "cpu":
-            fast = has_bfloat16()
-        else:  # a T4, say, only emulates it
-            fast = not device.startswith("cuda") or torch.cuda.is_bf16_supported(
-                including_emulation=False
-            )
-        dtype = torch.bfloat16 if fast and name != "gelu-1l-mini" else torch.float32
+        dtype = _default_dtype(name, device)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    commit = None
-    if name == "gelu-1l-mini":
-        bridge = _mini()
+    if name == MINI:
+        bridge, commit = _mini(), None
     else:
-        with _remedy(name), _quiet():
-            (source, revision), words = _source(name), tokenizer(name)
-            if source.startswith(tl_legacy.PREFIXES):
-                bridge = tl_legacy.boot(source, revision, words)
-            else:
-                placed = {} if device_map is None else {"device_map": device_map}
-                model = AutoModelForCausalLM.from_pretrained(
-                    source, revision=revision or "main", dtype=dtype, **placed
-                )
-                bridge = TransformerBridge.boot_transformers(
-                    source,
-                    hf_model=model if placed else model.to(device),
-                    tokenizer=words,
-                    device=None if placed else device,
-                    dtype=dtype,
-                )
-        commit = hub_access.commit(source, revision)
-    weight = next(bridge.parameters())
-    split = (
-        len(set((getattr(bridge.original_model, "hf_device_map", None) or {"": 0}).values())) > 1
-    )
-    if not split and (weight.device, weight.dtype) != (torch.empty(0, device=device).device, dtype):
-        bridge.to(
-            device, dtype, print_details=False
-        )  # takes seconds even where there is nothing to do
+        bridge, commit = _boot(name, device, dtype, device_map)
+    _move(bridge, device, dtype)
     spec = NAMES.get(hub_access.split(name)[0])
     return LM(bridge, name, spec and spec.context, commit)
 
 
+def _device(device: str) -> str:
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return os.environ.get("GSAE_LM_DEVICE") or default
+    return default if device == "auto-split" else device
+
+
+def _default_dtype(name: str, device: str) -> torch.dtype:
+    if name == MINI:
+        return torch.float32
+    if device == "cpu":
+        fast = has_bfloat16()
+    elif device.startswith("cuda"):  # a T4, say, only emulates it
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = True
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _boot(
+    name: str, device: str, dtype: torch.dtype, device_map: str | dict | None
+) -> tuple[TransformerBridge, str | None]:
+    """A model of the hub or of a folder, and the commit of its weights."""
+    with _remedy(name), _quiet():
+        source, revision = _source(name)
+        words = tokenizer(name)
+        if source.startswith(tl_legacy.PREFIXES):
+            bridge = tl_legacy.boot(source, revision, words)
+        elif device_map is None:
+            model = _pretrained(source, revision, dtype).to(device)
+            bridge = TransformerBridge.boot_transformers(
+                source, hf_model=model, tokenizer=words, device=device, dtype=dtype
+            )
+        else:  # accelerate places the model; to name a device would undo that
+            model = _pretrained(source, revision, dtype, device_map=device_map)
+            bridge = TransformerBridge.boot_transformers(
+                source, hf_model=model, tokenizer=words, device=None, dtype=dtype
+            )
+    return bridge, hub_access.commit(source, revision)
+
+
+def _pretrained(source: str, revision: str | None, dtype: torch.dtype, **placed):
+    return AutoModelForCausalLM.from_pretrained(
+        source, revision=revision or "main", dtype=dtype, **placed
+    )
+
+
+def _move(bridge: TransformerBridge, device: str, dtype: torch.dtype) -> None:
+    """Bring a model to its device and dtype, unless accelerate has spread it over several."""
+    device_map = getattr(bridge.original_model, "hf_device_map", None) or {}
+    if len(set(device_map.values())) > 1:
+        return
+    weight = next(bridge.parameters())
+    wanted = torch.empty(0, device=device).device  # "cuda" with the number of the current GPU
+    if (weight.device, weight.dtype) != (wanted, dtype):
+        # not without need: it takes seconds even where there is nothing to do
+        bridge.to(device, dtype, print_details=False)
+
+
 def tokenizer(name: str) -> PreTrainedTokenizerBase:
     """A language model's tokenizer without its weights. Raises ModelError as `load`."""
-    if name == "gelu-1l-mini":
+    if name == MINI:
         return _mini().tokenizer
     with _remedy(name):
         source, revision = _source(name)
@@ -209,6 +253,7 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def _remedy(name: str) -> Iterator[None]:
+    """Inside, an OSError becomes a ModelError that says why the model cannot be had."""
     try:
         yield
     except OSError as error:
@@ -233,4 +278,4 @@ def _source(name: str) -> tuple[str, str | None]:
 def _mini() -> TransformerBridge:
     from gsae.lm import gelu_1l_mini  # only this model needs it
 
-    return gelu_1l_mini.load_bridge(wheels.data_path("gelu-1l-mini"))
+    return gelu_1l_mini.load_bridge(wheels.data_path(MINI))

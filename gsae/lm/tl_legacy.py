@@ -16,7 +16,7 @@ from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_check
 from transformers import PreTrainedTokenizerBase
 
 PREFIXES = tl_legacy.TL_LEGACY_PREFIXES
-SAME = (
+SAME = (  # fields that have kept their names
     "d_model",
     "n_layers",
     "d_mlp",
@@ -31,7 +31,8 @@ SAME = (
 
 def config(source: str, revision: str | None = None) -> TransformerBridgeConfig:
     """The configuration of a repository. Raises ValueError on positions other than learned ones."""
-    given = json.loads(Path(hf_hub_download(source, "config.json", revision=revision)).read_text())
+    path = hf_hub_download(source, "config.json", revision=revision)
+    given = json.loads(Path(path).read_text())
     if given.get("shortformer_pos"):
         raise ValueError(
             f"{source} adds its positions inside attention (shortformer), which cannot be loaded "
@@ -49,17 +50,17 @@ def config(source: str, revision: str | None = None) -> TransformerBridgeConfig:
 
 def boot(source: str, revision: str | None, words: PreTrainedTokenizerBase) -> TransformerBridge:
     """The model with its final weights. Raises OSError where they cannot be had."""
-    folder = Path(
-        snapshot_download(source, revision=revision, allow_patterns=["config.json", "*final.pth"])
-    )
-    if not (weights := sorted(folder.glob("*final.pth"))):
+    wanted = ["config.json", "*final.pth"]
+    folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+    weights = sorted(folder.glob("*final.pth"))
+    if not weights:
         raise FileNotFoundError(f"{source} holds no file *final.pth")
     cfg = config(source, revision)
     bridge = TransformerBridge.boot_native(cfg, tokenizer=words)
     # The published file is a pickle; weights_only reads tensors and runs nothing.
-    state = convert_tl_checkpoint(
-        torch.load(weights[0], map_location="cpu", weights_only=True), cfg
-    )
+    published = torch.load(weights[0], map_location="cpu", weights_only=True)
+    state = convert_tl_checkpoint(published, cfg)
+    # where none was published there is none, but the strict load wants its zeros
     state.setdefault("unembed.bias", torch.zeros(cfg.d_vocab))
     bridge.load_state_dict(state, strict=True)
     return bridge

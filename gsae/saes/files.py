@@ -1,4 +1,6 @@
-"""Weights on disk: safetensors with a json header, written to a temporary name and renamed."""
+"""Weights on disk and on the hub: safetensors with a json header, written to a temporary name and
+renamed.
+"""
 
 import re
 from pathlib import Path
@@ -6,11 +8,12 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from gsae.saes import ARCHITECTURES, SAE
-from gsae.saes import files as sae_files
 from gsae.system import hub_access
+from gsae.system.files import cache_dir
 from gsae.system.tensors import CheckpointError, read, write
 
 HUB_FILE = "sae.safetensors"  # the weights in a folder, as `gsae push` lays it out
+# "owner/name" or "owner/name@revision"; no weights file
 HUB_NAME = re.compile(r"(?!.*\.safetensors$)[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -18,11 +21,10 @@ def save(sae: SAE, path: str | Path, **about) -> Path:
     """Save an SAE as one safetensors file; `about` are plain values kept beside the weights (run,
     scale factor…).
     """
+    path = Path(path)
     arch = next(name for name, cls in ARCHITECTURES.items() if type(sae) is cls)
-    write(
-        Path(path), dict(sae.state_dict()), {"arch": arch, "config": sae.config(), "about": about}
-    )
-    return Path(path)
+    write(path, dict(sae.state_dict()), {"arch": arch, "config": sae.config(), "about": about})
+    return path
 
 
 def load(where: str | Path) -> SAE:
@@ -36,25 +38,15 @@ def load(where: str | Path) -> SAE:
         FileNotFoundError: when there is neither such a file nor kept weights of such a run.
         CheckpointError: when the file is damaged, or of an architecture that this version does not
             know.
-        gsae.experiments.share.HubError: when the hub does not give what it was asked for.
+        HubError: when the hub does not give what it was asked for.
     """
-    name = str(where)
-    path = Path(where)
-    if name.startswith("hub:") or (not path.exists() and HUB_NAME.fullmatch(name)):
-        from gsae.saes import files as sae_files  # loads only where it is needed
-
-        path = sae_files.pull(name.removeprefix("hub:"))
-    elif not path.exists():
-        path = weights(name)
-    if path.is_dir():
-        path = path / HUB_FILE
+    path = _find(where)
     if not path.exists():
         raise FileNotFoundError(
-            f"no SAE at {name!r}: there is no {path}. Weights are not in git: train the run with "
-            "`gsae run`, or pass a "
-            "file written by gsae.saes.files.save, a folder that holds one, or a name on the hub, "
-            "owner/name. "
-            "Files of SAELens and dictionary_learning are read by gsae.saes.interop.load"
+            f"no SAE at {str(where)!r}: there is no {path}. Weights are not in git: train the run "
+            "with `gsae run`, or pass a file written by gsae.saes.files.save, a folder that holds "
+            "one, or a name on the hub, owner/name. Files of SAELens and dictionary_learning are "
+            "read by gsae.saes.importing.import_sae"
         )
     tensors, state = read(path)
     if state["arch"] not in ARCHITECTURES:
@@ -67,10 +59,18 @@ def load(where: str | Path) -> SAE:
     return sae.eval()
 
 
+def _find(where: str | Path) -> Path:
+    """The file of weights that is meant; only what is on the hub is known to exist."""
+    name, path = str(where), Path(where)
+    if name.startswith("hub:") or (not path.exists() and HUB_NAME.fullmatch(name)):
+        path = pull(name.removeprefix("hub:"))
+    elif not path.exists():
+        path = weights(name)
+    return path / HUB_FILE if path.is_dir() else path
+
+
 def weights(run_id: str) -> Path:
     """Where a run's weights are kept, outside git."""
-    from gsae.system.files import cache_dir
-
     return cache_dir() / "saes" / f"{run_id}.safetensors"
 
 
@@ -87,14 +87,13 @@ def pull(repo: str) -> Path:
     """
     name, revision = hub_access.split(repo)
     try:
-        files = [sae_files.HUB_FILE, "*.json", "README.md"]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        wanted = [HUB_FILE, "*.json", "README.md"]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise HubError(f"cannot pull {repo}: {hub_access.why(error, name)}") from error
-    if not (folder / sae_files.HUB_FILE).exists():
+    if not (folder / HUB_FILE).exists():
         raise HubError(
-            f"{repo} holds no {sae_files.HUB_FILE}: it was not pushed by gsae. For an SAE of "
-            "SAELens or "
+            f"{repo} holds no {HUB_FILE}: it was not pushed by gsae. For an SAE of SAELens or "
             "dictionary_learning, `hf download` it and use `gsae import`"
         )
     return folder

@@ -2,15 +2,12 @@
 gradient pursuit.
 """
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import embedding_bag
-
-from gsae.saes.base import SAE
 
 CHUNK = 2048  # tokens at once
 
@@ -19,8 +16,8 @@ CHUNK = 2048  # tokens at once
 def pursue(
     x: Float[Tensor, "b n"], W_dec: Float[Tensor, "M n"], b_dec: Float[Tensor, " n"], s: int
 ) -> Float[Tensor, "b M"]:
-    """Codes `f >= 0` with at most `s` latents a token and a small `|x - b_dec - f @ W_dec|^2` (Eq.
-    12).
+    """Codes `f >= 0` with at most `s` latents a token and a small `|x - b_dec - f @ W_dec|^2`
+    (Eq. 12).
 
     Non-negative gradient pursuit: `s` rounds, each of which adds to the support (the latents above
     0) the one of largest signed inner product with the residual, steps along the gradient
@@ -61,61 +58,34 @@ def _pursue(x: Tensor, W_dec: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     code.
     """
 
-    def decode(index: Tensor, a: Tensor) -> Tensor:  # sparse: only the rows of the support are read
-        return embedding_bag(index, W_dec, per_sample_weights=a, mode="sum")
+    def decode(index: Tensor, code: Tensor) -> Tensor:
+        # sparse: only the rows of the support are read
+        return embedding_bag(index, W_dec, per_sample_weights=code, mode="sum")
 
-    index = torch.zeros(len(x), max(sizes), dtype=torch.long, device=x.device)
-    a, residual, found = x.new_zeros(index.shape), x.clone(), {}
+    indices = torch.zeros(len(x), max(sizes), dtype=torch.long, device=x.device)
+    codes = x.new_zeros(indices.shape)
+    residual = x.clone()
+    f_of_size = {}
     for r in range(max(sizes)):
         products = residual @ W_dec.T
         chosen = products.max(-1).indices  # several times the speed of argmax
-        known = ((index == chosen[:, None]) & (a > 0)).any(
-            -1
-        )  # in the support already, under an earlier slot
-        index[:, r] = chosen
-        now, code = index[:, : r + 1], a[:, : r + 1]
+        # in the support already, under an earlier slot
+        repeated = ((indices == chosen[:, None]) & (codes > 0)).any(-1)
+        indices[:, r] = chosen
+        index, code = indices[:, : r + 1], codes[:, : r + 1]  # the slots in use, as views
         support = code > 0
-        support[:, r] = ~known
-        g = products.gather(1, now) * support
-        gD = decode(now, g)
-        # <residual, gD> = sum_i g_i <residual, d_i> = |g|^2
+        support[:, r] = ~repeated
+        g = products.gather(1, index) * support
+        gD = decode(index, g)
+        # exact line search: <residual, gD> = sum_i g_i <residual, d_i> = |g|^2
         step = g.square().sum(-1, keepdim=True) / gD.square().sum(-1, keepdim=True).clamp(min=1e-30)
         moved = code + step * g
         code.copy_(moved.clamp(min=0))
         residual -= step * gD
+        # where a code was clipped the step was another: decode anew
         clipped = (moved < 0).any(-1).nonzero()[:, 0]
         if len(clipped):
-            residual[clipped] = x[clipped] - decode(now[clipped], code[clipped])
+            residual[clipped] = x[clipped] - decode(index[clipped], code[clipped])
         if r + 1 in sizes:
-            found[r + 1] = x.new_zeros(len(x), len(W_dec)).scatter_add_(1, now, code)
-    return [found[s] for s in sizes]
-
-
-class ITO(nn.Module):
-    """An SAE whose encoder is replaced by gradient pursuit on its dictionary; encodes and decodes
-    as an `SAE` does.
-    """
-
-    def __init__(self, sae: SAE, s: int):
-        if not 1 <= s <= len(sae.W_dec):
-            raise ValueError(
-                f"the number of latents s must be between 1 and M={len(sae.W_dec)}, got {s}"
-            )
-        super().__init__()
-        self.sae, self.s = copy.deepcopy(sae).eval().requires_grad_(False), s
-
-    @property
-    def b_dec(self) -> Tensor:
-        return self.sae.b_dec
-
-    def encode(self, x: Float[Tensor, "*b n"]) -> Float[Tensor, "*b M"]:
-        """Codes with at most `s` latents above 0 (Eq. 12)."""
-        f = pursue(x.reshape(-1, x.shape[-1]), self.sae.W_dec, self.sae.b_dec, self.s)
-        return f.reshape(*x.shape[:-1], -1)
-
-    def decode(self, f: Float[Tensor, "*b M"]) -> Float[Tensor, "*b n"]:
-        """The dictionary's reconstruction (Eq. 3)."""
-        return self.sae.decode(f)
-
-    def forward(self, x: Float[Tensor, "*b n"]) -> Float[Tensor, "*b n"]:
-        return self.decode(self.encode(x))
+            f_of_size[r + 1] = x.new_zeros(len(x), len(W_dec)).scatter_add_(1, index, code)
+    return [f_of_size[s] for s in sizes]

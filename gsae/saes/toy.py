@@ -1,4 +1,4 @@
-"""Small worlds where the right answer is known: one latent (Fig. 2), a sparse dictionary, the
+"""Small worlds where the right answer is known: one latent (Fig. 2), a sparse dictionary, and the
 mixture of Appendix F.
 """
 
@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gsae.saes.base import unit_rows
 
 # ---- One latent with target 1 (Fig. 2)
-# ----------------------------------------------------------------------------
 
 
 def one_latent(lam: float | Float[Tensor, "*k"]) -> Float[Tensor, "*k"]:
@@ -29,8 +28,8 @@ def descend(
     """Gradient descent on the one-parameter SAE `f = relu(w)` with target 1 and penalty `lam * f`
     (Fig. 2).
 
-    Starts at `w = start`, by default the perfect reconstruction. Returns all activations `f`,
-    `(steps + 1, *lam.shape)`, float64.
+    Starts at `w = start`, by default the perfect reconstruction. Returns the activation `f` before
+    and after each step: `(steps + 1, *lam.shape)`, float64.
     """
     lam = torch.as_tensor(lam, dtype=torch.float64)
     w = torch.full_like(lam, start).requires_grad_()
@@ -44,13 +43,12 @@ def descend(
 
 
 # ---- Sparse data from a known dictionary
-# --------------------------------------------------------------------------
 
-MAGNITUDES = {
+MAGNITUDES = {  # distribution -> mean, mean square
     "uniform": (1.0, 13 / 12),
     "exponential": (1.0, 2.0),
     "constant": (1.0, 1.0),
-}  # mean, mean square
+}
 
 
 @dataclass(frozen=True)
@@ -105,83 +103,34 @@ class SparseData:
         """What a magnitude of mean 1 is multiplied by, so that the mean squared norm of `x` is 1
         (exact).
         """
-        p, (mean, square) = self.l0 / self.features, MAGNITUDES[self.magnitude]
-        # sum of d_i . d_j over i != j
+        p = self.l0 / self.features
+        mean, square = MAGNITUDES[self.magnitude]
+        # sum of d_i . d_j over i != j: two directions that are on at once are not orthogonal
         overlap = float(self.dictionary.sum(0).square().sum()) - self.features
-        return math.sqrt(
-            (1 - self.noise) / (self.features * p * square + p * p * mean * mean * overlap)
-        )
+        squared_norm = self.features * p * square + p * p * mean * mean * overlap
+        return math.sqrt((1 - self.noise) / squared_norm)
 
     def sample(
         self, count: int, seed: int = 0
     ) -> tuple[Float[Tensor, "count n"], Float[Tensor, "count features"]]:
-        """`count` activations and their true magnitudes, in the activations' own units (so `E|x|^2
-        = 1`).
+        """`count` activations and their true magnitudes, in the activations' own units, so that
+        `E|x|^2 = 1`.
         """
         generator = torch.Generator().manual_seed(seed)
         shape = (count, self.features)
         on = torch.rand(shape, generator=generator) < self.l0 / self.features
         draw = torch.rand(shape, generator=generator)
-        size = {
+        sizes = {
             "uniform": draw + 0.5,
             "exponential": -torch.log1p(-draw),
             "constant": torch.ones(shape),
         }
-        magnitudes = self.scale * on * size[self.magnitude]
+        magnitudes = self.scale * on * sizes[self.magnitude]
         noise = math.sqrt(self.noise / self.n) * torch.randn(count, self.n, generator=generator)
         return magnitudes @ self.dictionary + noise, magnitudes
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """How well a dictionary and its activations match the truth; one value for each true feature.
-
-    `latent`: the learned row of highest cosine; `cosine`: that cosine; `slope`: the least-squares
-    slope, through the origin, of that latent's activation on the true magnitude, over the samples
-    where both are above 0 (nan if none): 1 without shrinkage, below 1 with it.
-    """
-
-    latent: Int[Tensor, " features"]
-    cosine: Float[Tensor, " features"]
-    slope: Float[Tensor, " features"]
-
-    def summary(self, threshold: float = 0.9) -> dict[str, float]:
-        """Mean cosine, share of features found (cosine above `threshold`), and the mean slope of
-        those found.
-        """
-        found = (self.cosine > threshold) & self.slope.isfinite()
-        return {
-            "cosine": self.cosine.mean().item(),
-            "found": (self.cosine > threshold).double().mean().item(),
-            "slope": self.slope[found].mean().item(),
-        }
-
-
-def recovery(
-    dictionary: Float[Tensor, "features n"],
-    magnitudes: Float[Tensor, "count features"],
-    W_dec: Float[Tensor, "M n"],
-    f: Float[Tensor, "count M"],
-) -> Recovery:
-    """Match each true direction with the learned row nearest in cosine, and compare the
-    magnitudes.
-    """
-    W_dec, f = W_dec.detach(), f.detach()
-    norms = W_dec.norm(dim=1)
-    cosines = (
-        dictionary
-        @ (W_dec / norms.clamp(min=1e-12)[:, None]).T
-        / dictionary.norm(dim=1, keepdim=True)
-    )
-    cosine, latent = cosines.max(dim=1)
-    estimate = f[:, latent] * norms[latent]
-    both = (estimate > 0) & (magnitudes > 0)
-    slope = (estimate * magnitudes).sum(0) / (magnitudes.square() * both).sum(0)
-    return Recovery(latent, cosine, slope)
-
-
 # ---- JumpReLU (Fig. 4, Appendix E) and the mixture of Appendix F
-# --------------------------------------------------
 
 ON_MEAN, ON_SD = 2.0, 0.5  # the projection when the feature is on; N(0, 1) when it is off
 
@@ -190,14 +139,13 @@ def jump_relu(z: Float[Tensor, "*k"], theta: float | Float[Tensor, "*t"]) -> Flo
     """`z` above the threshold, else 0 (Eq. 16, Fig. 4). The magnitudes pass a ReLU, so a negative
     `theta` acts as 0.
     """
-    return torch.where(
-        z > torch.as_tensor(theta, dtype=z.dtype).clamp(min=0), z, torch.zeros_like(z)
-    )
+    threshold = torch.as_tensor(theta, dtype=z.dtype).clamp(min=0)
+    return torch.where(z > threshold, z, torch.zeros_like(z))
 
 
 def mixture(count: int, seed: int = 0) -> tuple[Float[Tensor, " count"], Bool[Tensor, " count"]]:
-    """Projections `z` and whether the feature is on, with probability 1/2 (Appendix F, Fig.
-    15a).
+    """Projections `z` and whether the feature is on, with probability 1/2 (Appendix F,
+    Fig. 15a).
     """
     generator = torch.Generator().manual_seed(seed)
     on = torch.rand(count, generator=generator, dtype=torch.float64) < 0.5
@@ -208,8 +156,8 @@ def mixture(count: int, seed: int = 0) -> tuple[Float[Tensor, " count"], Bool[Te
 def relu_reconstruction(
     z: Float[Tensor, "*k"], t: float = 1.0, m: float = 2.0
 ) -> Float[Tensor, "*k"]:
-    """`m (z - t)` above `t`, else 0: the threshold must also be the offset (Appendix F, Fig.
-    15b).
+    """`m (z - t)` above `t`, else 0: the threshold must also be the offset (Appendix F,
+    Fig. 15b).
     """
     return jump_reconstruction(z, t, m, t)
 
@@ -232,8 +180,8 @@ def normal_cdf(z: float) -> float:
 
 
 def passing(on: bool, t: float = 1.0) -> float:
-    """Exact probability that the projection exceeds `t`, given the feature on or off (Appendix
-    F).
+    """Exact probability that the projection exceeds `t`, given the feature on or off
+    (Appendix F).
     """
     return normal_cdf((ON_MEAN - t) / ON_SD) if on else normal_cdf(-t)
 
@@ -242,8 +190,9 @@ def squared_error(t: float, m: float, d: float) -> float:
     """Exact mean of `(m (z - d) - z)^2` given the feature on and `z > t` (Appendix F); for a ReLU,
     `d = t`.
     """
+    # moments of a normal truncated from below
     a = (t - ON_MEAN) / ON_SD
     hazard = math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / normal_cdf(-a)
-    mean = ON_MEAN + ON_SD * hazard  # moments of a normal truncated from below
+    mean = ON_MEAN + ON_SD * hazard
     variance = ON_SD**2 * (1 + a * hazard - hazard**2)
     return (m - 1) ** 2 * variance + ((m - 1) * mean - m * d) ** 2

@@ -616,7 +616,7 @@ def test_load_names_what_it_did_not_find(offline, tmp_path, repositories):
         gsae.load("0123456789ab")
     with pytest.raises(FileNotFoundError, match=r"no SAE at 'runs/mine.safetensors'"):
         gsae.load("runs/mine.safetensors")
-    with pytest.raises(FileNotFoundError, match="gsae.saes.interop.load"):
+    with pytest.raises(FileNotFoundError, match="gsae.saes.importing.import_sae"):
         gsae.load(tmp_path)
     cached("someone/words", repositories["someone/words"])
     with pytest.raises(

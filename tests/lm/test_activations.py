@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 
+from gsae.lm import harvest as harvest_module
 from gsae.lm import models
 from gsae.lm import store as store_module
 
@@ -46,7 +47,7 @@ def blocks():
 
 def harvest(model, blocks, folder, sites=KEYS, tokens=300, **options):
     options = {"name_hash": "abc", "batch": 4, **options}
-    return store_module.harvest(model, blocks, sites, tokens, folder, **options)
+    return harvest_module.harvest(model, blocks, sites, tokens, folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_top_share_is_that_of_the_largest_thousandth(tmp_path):
     x[:2] *= 60
     (tmp_path / store_module.DATA).write_bytes(x.view(torch.uint16).numpy().tobytes())
     with pytest.warns(UserWarning, match="resid_post of layer 3: 0.1 % of the tokens hold"):
-        store_module._finish(tmp_path, n, {"rows": rows, "site": "resid_post", "layer": 3})
+        harvest_module._finish(tmp_path, n, {"rows": rows, "site": "resid_post", "layer": 3})
     norms = x.double().square().sum(1)
     store = store_module.Store.open(tmp_path)
     assert store.top_share == pytest.approx(
@@ -133,7 +134,7 @@ def test_memory_does_not_grow_with_the_rows_read_or_harvested(model, tmp_path):
 
     n, rows = 512, 2**12
     (tmp_path / store_module.DATA).write_bytes(np.ones(rows * n, np.uint16).tobytes())
-    store_module._finish(tmp_path, n, {"rows": rows, "site": "mlp_out", "layer": 0})
+    harvest_module._finish(tmp_path, n, {"rows": rows, "site": "mlp_out", "layer": 0})
     store = store_module.Store.open(tmp_path)
     read = [store.batch(step, 256, seed=0) for step in range(rows // 256)]
     assert resident() < rows * n / 8 and len(torch.cat(read)) == rows
@@ -192,7 +193,7 @@ def dies_after(model, passes):
 def test_an_interrupted_harvest_resumes_to_the_same_bytes(
     model, blocks, stores, tmp_path, monkeypatch, flush
 ):
-    monkeypatch.setattr(store_module, "FLUSH_SECONDS", flush)
+    monkeypatch.setattr(harvest_module, "FLUSH_SECONDS", flush)
     with pytest.raises(Killed):
         harvest(dies_after(model, 5), blocks, tmp_path)
     folder = next(tmp_path.glob("mlp_out-0-*"))
@@ -215,7 +216,7 @@ def test_an_interrupted_harvest_resumes_to_the_same_bytes(
 def test_a_lost_file_or_another_set_of_sites_starts_over(
     model, blocks, stores, tmp_path, monkeypatch, sites
 ):
-    monkeypatch.setattr(store_module, "FLUSH_SECONDS", 0)
+    monkeypatch.setattr(harvest_module, "FLUSH_SECONDS", 0)
     with pytest.raises(Killed):
         harvest(dies_after(model, 5), blocks, tmp_path, KEYS[:2])
     if sites == KEYS[:2]:
@@ -287,7 +288,9 @@ def test_too_little_text_or_disk_is_said_before_the_first_pass(
     silent = dies_after(model, 0)
     with pytest.raises(ValueError, match="319 tokens need 54 blocks of 6 rows, the text has 53"):
         harvest(silent, blocks, tmp_path, tokens=319)
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    monkeypatch.setattr(
+        harvest_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100)
+    )
     with pytest.raises(OSError, match="disk has 0.0 GB free: make room"):
         harvest(silent, blocks, tmp_path)
 

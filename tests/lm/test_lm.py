@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import gsae.lm
+from gsae.evidence import run as run_module
 from gsae.lm import models as lms
 from gsae.lm import names
 
@@ -283,6 +285,14 @@ def test_errors_say_what_was_expected(lm, tokens):
         lm.activations(torch.zeros(1, 17, dtype=torch.long), [("mlp_out", 0)])
     with pytest.raises(ValueError, match=r"expected \(3, 11, 24\)"):
         lm.splice(tokens, "mlp_out", 0).ce(torch.zeros(B, T, D + 1))
+
+
+def test_the_rooms_of_runs_and_of_language_models_know_the_same_sites():
+    assert run_module.SITES == names.SITES == gsae.lm.SITES
+
+
+def test_the_names_that_the_room_hands_on_exist():
+    assert all(hasattr(gsae.lm, name) for name in gsae.lm.__all__)
 
 
 @pytest.fixture

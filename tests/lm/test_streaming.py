@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from test_activations import COUNT, D, T, Wrapped, make
 
 from gsae.lm import buffer as streaming
-from gsae.lm import store as activations
+from gsae.lm.harvest import harvest
 from gsae.training.loop import fit
 from gsae.training.schedule import Plan
 from gsae.training.stack import Stack
@@ -143,7 +143,7 @@ def test_the_same_rows_scale_and_mean_as_the_store(text, tmp_path, keep_pos0):
     model, blocks = text
     key, rows = ("mlp_out", 1), COUNT * (T - (not keep_pos0))
     options = {"name_hash": "abc", "batch": 4, "keep_pos0": keep_pos0}
-    store = activations.harvest(model, blocks, [key], rows, tmp_path, **options)[key]
+    store = harvest(model, blocks, [key], rows, tmp_path, **options)[key]
     source = streaming.Source(model, blocks, *key, batch=4, keep_pos0=keep_pos0)
     buffer = streaming.Buffer(source, rows=100)
     assert (buffer.rows, buffer.n) == (store.rows, store.n) == (rows, D)
@@ -256,7 +256,6 @@ def test_a_buffer_makes_room_on_a_small_gpu(monkeypatch, count, where):
     from gsae.evidence.run import Run
     from gsae.experiments import cost, gpu_parts, limits
     from gsae.experiments import site as site_module
-    from gsae.system import devices
 
     run = Run(tokens=limits.STREAM_ABOVE + 1)
     runs = [replace(run, lam=0.1 * (i + 1)) for i in range(6)]
@@ -265,7 +264,7 @@ def test_a_buffer_makes_room_on_a_small_gpu(monkeypatch, count, where):
     place.__dict__["store"] = numbered()
     held, buffer = cost.held_bytes(run), limits.BUFFER * limits.row_bytes(run)
     room = count * held + cost.work_bytes(run, count, lm=False) + (buffer if count > 1 else 0)
-    monkeypatch.setattr(devices, "gpu_memory", lambda: room / gpu_parts.USABLE * 1.0001)
+    monkeypatch.setattr(site_module, "gpu_memory", lambda: room / gpu_parts.USABLE * 1.0001)
     for part in place.parts(runs):
         assert len(part.runs) == count
         place.make_room(list(part.runs))

@@ -105,12 +105,13 @@ def test_no_file_in_two_splits_repeats_dropped_and_no_overlap():
     words = np.array([f"w{i}" for i in range(2000)])
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(words, 60)) for _ in range(400)]
-    documents = [(t, f"pkg/{i}.py", "prose", False) for i, t in enumerate(texts)]
-    documents += [(texts[0], "pkg/copy.py", "prose", False)]
+    document = packaged_text.Document
+    documents = [document(t, f"pkg/{i}.py", "prose", False) for i, t in enumerate(texts)]
+    documents += [document(texts[0], "pkg/copy.py", "prose", False)]
     held = " ".join(texts[i] for i in range(3) if packaged_text.split_of(f"pkg/{i}.py") == "train")
     documents += [
-        ("fresh start " + held, "other/leak.py", "code", True),
-        (" ".join(words[:50]), "other/own.py", "code", True),
+        document("fresh start " + held, "other/leak.py", "code", True),
+        document(" ".join(words[:50]), "other/own.py", "code", True),
     ]
     splits = packaged_text.clean(documents)
     sources = [{d[1] for d in rows} for rows in splits.values()]

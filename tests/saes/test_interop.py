@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gsae.lm import names
-from gsae.saes import BaselineSAE, GatedSAE, interop
+from gsae.saes import BaselineSAE, GatedSAE, exporting, importing
 from gsae.system.tensors import CheckpointError
 
 B, N, M, SCALE = 7, 5, 11, 0.25
@@ -134,34 +134,12 @@ def test_what_they_save_encodes_and_decodes_as_it_does_there(tmp_path, name):
     state, x = random(shapes), inputs()
     folder = write(tmp_path / "sae", state, config, pt="Auto" in name)
     f, x_hat = forward(state, x)
-    sae = interop.load(folder)
+    sae = importing.import_sae(folder)
     assert (sae.n, sae.M) == (N, M) and 0 < (f > 0).float().mean() < 1
     close(sae.encode(x), f)
     close(sae.decode(f), x_hat)
     file = next(p for p in folder.iterdir() if p.suffix in (".pt", ".safetensors"))
-    close(interop.load(file).encode(x), f)
-
-    W_dec = state["W_dec"] if "W_dec" in state else state["decoder.weight"].T
-    unit = interop.load(folder, normed=True)
-    close(unit.W_dec.norm(dim=1), torch.ones(M))
-    close(unit.encode(x), f * W_dec.norm(dim=1))
-    close(unit(x), x_hat)
-
-
-@pytest.mark.parametrize("sae", [GatedSAE(N, M), GatedSAE(N, M, tie="none"), BaselineSAE(N, M)])
-def test_folding_decoder_norms_keeps_reconstructions_and_r_mag(sae):
-    sae, x = filled(sae), inputs()
-    unit = interop.unit_rows(sae)
-    close(unit(x), sae(x))
-    close(unit.encode(x), sae.encode(x) * sae.W_dec.norm(dim=1))
-    assert (sae.W_dec.norm(dim=1) - 1).abs().min() > 1e-3  # the one passed in is left alone
-    if hasattr(sae, "r_mag"):
-        assert torch.equal(unit.r_mag, sae.r_mag)
-        unit.r_mag.data.add_(sae.W_dec.norm(dim=1).log())  # what folding it as well would do
-        assert (unit(x) - sae(x)).abs().max() > 0.1
-    with torch.no_grad():
-        sae.W_dec[3] = 0
-    close(interop.unit_rows(sae)(x), sae(x))
+    close(importing.import_sae(file).encode(x), f)
 
 
 ARMS = {
@@ -186,18 +164,18 @@ def trained(arm, scale=SCALE):
 
 
 @pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("dialect", interop.DIALECTS)
+@pytest.mark.parametrize("dialect", exporting.DIALECTS)
 def test_an_export_takes_activations_as_they_are(tmp_path, dialect, arm):
     sae, x = trained(arm), inputs()
     f, x_hat = sae.encode(x * SCALE) / SCALE, sae(x * SCALE) / SCALE
-    folder = interop.export(sae, tmp_path / "out", dialect)
+    folder = exporting.export(sae, tmp_path / "out", dialect)
     if dialect == "saelens":
         got = saelens(load_file(folder / "sae_weights.safetensors"), x)
     else:
         got = dictionary_learning(torch.load(folder / "ae.pt", weights_only=True), x)
     close(got[0], f)
     close(got[1], x_hat)
-    again = interop.load(folder)
+    again = importing.import_sae(folder)
     close(again.encode(x), f)
     close(again.decode(f), x_hat)
     close(again.W_dec.norm(dim=1), torch.ones(M))
@@ -208,7 +186,7 @@ def test_an_export_takes_activations_as_they_are(tmp_path, dialect, arm):
 def test_configs_say_what_was_exported(tmp_path):
     sae = trained("paper")
     config = json.loads(
-        (interop.export(sae, tmp_path / "a", "saelens", hook_name(sae)) / "cfg.json").read_text()
+        (exporting.export(sae, tmp_path / "a", "saelens", hook_name(sae)) / "cfg.json").read_text()
     )
     assert config["architecture"] == "gated" and (config["d_in"], config["d_sae"]) == (N, M)
     assert config["apply_b_dec_to_input"] is True and config["normalize_activations"] == "none"
@@ -218,14 +196,14 @@ def test_configs_say_what_was_exported(tmp_path):
     )
     sae.about["run"]["site"] = "attn_z"
     config = json.loads(
-        (interop.export(sae, tmp_path / "a", "saelens", hook_name(sae)) / "cfg.json").read_text()
+        (exporting.export(sae, tmp_path / "a", "saelens", hook_name(sae)) / "cfg.json").read_text()
     )
     assert (
         config["metadata"]["hook_name"] == "blocks.4.attn.hook_z"
         and config["reshape_activations"] == "hook_z"
     )
     config = json.loads(
-        (interop.export(sae, tmp_path / "b", "dictionary_learning") / "config.json").read_text()
+        (exporting.export(sae, tmp_path / "b", "dictionary_learning") / "config.json").read_text()
     )
     assert config["trainer"]["dict_class"] == "GatedAutoEncoder" and config["trainer"]["layer"] == 4
     assert config["buffer"]["ctx_len"] == 64
@@ -242,14 +220,14 @@ def test_saelens_scaling_factor_is_folded_from_beside_the_file_or_from_the_calle
     )
     f, x_hat = saelens(state, x * 0.3, centred=False)
     with pytest.raises(ValueError, match=r"pass scale=.*sqrt\(n\) divided by the mean norm"):
-        interop.load(folder)
-    sae = interop.load(folder, scale=0.3)
+        importing.import_sae(folder)
+    sae = importing.import_sae(folder, scale=0.3)
     close(sae.encode(x), f)
     close(sae.decode(f), x_hat / 0.3)
     (folder / "activation_scaler.json").write_text(
         json.dumps({"scaling_factor": 0.3, "has_whitening": False})
     )
-    close(interop.load(folder)(x), x_hat / 0.3)
+    close(importing.import_sae(folder)(x), x_hat / 0.3)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +248,7 @@ def test_saelens_scaling_factor_is_folded_from_beside_the_file_or_from_the_calle
 def test_what_is_no_gated_or_standard_sae_is_refused(tmp_path, tensors, config, message):
     shapes = {**ENCODER, "b_enc": (M,), **tensors}
     with pytest.raises(ValueError, match=f"(?s){message}"):
-        interop.load(write(tmp_path / "sae", random(shapes), config, pt=False))
+        importing.import_sae(write(tmp_path / "sae", random(shapes), config, pt=False))
 
 
 def test_old_saelens_files_hold_factors_of_one(tmp_path):
@@ -278,11 +256,11 @@ def test_old_saelens_files_hold_factors_of_one(tmp_path):
     state = random(shapes)
     x, extra = inputs(), {"scaling_factor": torch.ones(M)}
     close(
-        interop.load(write(tmp_path / "a", state | extra, config, pt=False))(x),
+        importing.import_sae(write(tmp_path / "a", state | extra, config, pt=False))(x),
         forward(state, x)[1],
     )
     with pytest.raises(ValueError, match="tensors scaling_factor"):
-        interop.load(
+        importing.import_sae(
             write(
                 tmp_path / "b", state | {"scaling_factor": torch.full((M,), 2.0)}, config, pt=False
             )
@@ -299,23 +277,23 @@ def test_a_pickle_that_is_more_than_tensors_is_refused_and_not_run(tmp_path, mon
     monkeypatch.setenv("INTEROP_PROOF", str(proof))
     (tmp_path / "ae.pt").write_bytes(pickle.dumps({"bias": Payload()}, protocol=2))
     with pytest.raises(CheckpointError, match="more than tensors"):
-        interop.load(tmp_path)
+        importing.import_sae(tmp_path)
     assert not proof.exists()
     torch.save({"bias": [1]}, tmp_path / "ae.pt")
     with pytest.raises(CheckpointError, match="no dict of tensors"):
-        interop.load(tmp_path)
+        importing.import_sae(tmp_path)
     with pytest.raises(FileNotFoundError, match="sae_weights.safetensors .* or ae.pt"):
-        interop.load(tmp_path / "elsewhere")
+        importing.import_sae(tmp_path / "elsewhere")
     (tmp_path / "x.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="damaged"):
-        interop.load(tmp_path / "x.safetensors")
+        importing.import_sae(tmp_path / "x.safetensors")
 
 
 def test_what_no_other_library_can_hold_is_not_exported(tmp_path):
     with pytest.raises(ValueError, match="no class for an untied W_mag"):
-        interop.export(GatedSAE(N, M, tie="none"), tmp_path, "saelens")
+        exporting.export(GatedSAE(N, M, tie="none"), tmp_path, "saelens")
     with pytest.raises(ValueError, match="saelens, dictionary_learning"):
-        interop.export(GatedSAE(N, M), tmp_path, "saebench")
+        exporting.export(GatedSAE(N, M), tmp_path, "saebench")
 
 
 # Against the libraries themselves, in their own environment. Both directions run in one process:
@@ -353,9 +331,7 @@ for name, cls, config in (("gated", GatedSAE, GatedSAEConfig), ("standard", Stan
         sae.save_model(folder)
         with torch.no_grad():
             f = sae.encode(x)
-            save = {"f": f, "x_hat": sae.decode(f)}
-            sae.fold_W_dec_norm()
-            save_file({**save, "f_unit": sae.encode(x)}, root / f"{folder.name}.out")
+            save_file({"f": f, "x_hat": sae.decode(f)}, root / f"{folder.name}.out")
 
 from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, GatedAutoEncoder
 from dictionary_learning.utils import load_dictionary
@@ -369,8 +345,7 @@ for cls in (AutoEncoder, AutoEncoderNew, GatedAutoEncoder):
     (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": cls.__name__}}))
     with torch.no_grad():
         f = sae.encode(x)
-        unit = {"f_unit": sae.encode(x, normalize_decoder=True)} if cls is GatedAutoEncoder else {}
-        save_file({"f": f, "x_hat": sae.decode(f), **unit}, root / f"{folder.name}.out")
+        save_file({"f": f, "x_hat": sae.decode(f)}, root / f"{folder.name}.out")
 """
 
 
@@ -380,20 +355,20 @@ def peers(tmp_path_factory):
         pytest.skip("SAELens and dictionary_learning are not installed: `make peers` does it")
     root = tmp_path_factory.mktemp("peers")
     save_file({"x": inputs()}, root / "x.safetensors")
-    for dialect in interop.DIALECTS:
+    for dialect in exporting.DIALECTS:
         for arm in ARMS:
-            interop.export(
+            exporting.export(
                 trained(arm), root / "ours" / f"{dialect}-{arm}", dialect, hook_name(trained(arm))
             )
     z = trained("paper")
     z.about["run"]["site"] = "attn_z"
-    interop.export(z, root / "ours" / "saelens-attn_z", "saelens", hook_name(z))
+    exporting.export(z, root / "ours" / "saelens-attn_z", "saelens", hook_name(z))
     done = subprocess.run([PEERS, "-c", SCRIPT, root], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
     return root
 
 
-OURS = [(dialect, arm) for dialect in interop.DIALECTS for arm in ARMS] + [("saelens", "attn_z")]
+OURS = [(dialect, arm) for dialect in exporting.DIALECTS for arm in ARMS] + [("saelens", "attn_z")]
 
 
 @pytest.mark.parametrize("dialect, arm", OURS)
@@ -415,9 +390,7 @@ THEIRS += [
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_what_the_libraries_save_runs_here_to_the_same_numbers(peers, name):
-    sae, x = interop.load(peers / "theirs" / name), inputs()
+    sae, x = importing.import_sae(peers / "theirs" / name), inputs()
     theirs = load_file(peers / f"{name}.out")
     close(sae.encode(x), theirs["f"])
     close(sae.decode(theirs["f"]), theirs["x_hat"])
-    if "f_unit" in theirs:  # their own folding of decoder norms
-        close(interop.load(peers / "theirs" / name, normed=True).encode(x), theirs["f_unit"])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from gsae.saes import GatedSAE, gradient_pursuit
+from gsae.saes import gradient_pursuit
 from gsae.saes.base import unit_rows
-from gsae.saes.gradient_pursuit import ITO, pursue, pursue_all
+from gsae.saes.gradient_pursuit import pursue, pursue_all
 
 
 def slow(x, W_dec, b_dec, s):
@@ -143,21 +143,8 @@ def test_a_residual_of_zero_stays_finite():
     assert pursue(b_dec + W_dec[3:4] * 2, W_dec, b_dec, 4)[0, 3] == pytest.approx(2.0)
 
 
-def test_the_wrapper_encodes_and_decodes_as_an_sae():
-    sae, x = GatedSAE(5, 11), torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        sae.b_dec.fill_(0.3)
-    wrapped = ITO(sae, 2)
-    f = wrapped.eval().encode(x)
-    assert f.shape == (3, 7, 11) and torch.allclose(f[1], pursue(x[1], sae.W_dec, sae.b_dec, 2))
-    assert torch.equal(wrapped(x), sae.decode(f)) and torch.equal(wrapped.b_dec, sae.b_dec)
-    assert not wrapped(x).requires_grad
-
-
 @pytest.mark.parametrize("s", [0, 12])
 def test_a_number_of_latents_out_of_range_is_explained(s):
     x, W_dec, b_dec = world()
     with pytest.raises(ValueError, match="between 1 and M=11"):
         pursue(x, W_dec, b_dec, s)
-    with pytest.raises(ValueError, match="between 1 and M=11"):
-        ITO(GatedSAE(5, 11), s)

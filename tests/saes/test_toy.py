@@ -76,37 +76,6 @@ def test_sparse_data_refuses(wrong):
         toy.SparseData(**wrong)
 
 
-def test_recovery_of_the_truth_itself():
-    data = toy.SparseData(n=5, features=11, l0=2.0)
-    _, magnitudes = data.sample(700)
-    order = torch.randperm(11, generator=torch.Generator().manual_seed(0))
-    # Rows out of order, one with another norm (the activation shrinks to match), and everything
-    # shrunk by 0.8.
-    norms = torch.ones(11)
-    norms[2] = 4.0
-    found = toy.recovery(
-        data.dictionary,
-        magnitudes,
-        data.dictionary[order] * norms[:, None],
-        0.8 * magnitudes[:, order] / norms,
-    )
-    assert torch.equal(order[found.latent], torch.arange(11))
-    assert torch.allclose(found.cosine, torch.ones(11)) and torch.allclose(
-        found.slope, torch.full((11,), 0.8)
-    )
-    assert found.summary() == pytest.approx({"cosine": 1, "found": 1, "slope": 0.8})
-
-
-def test_recovery_counts_only_samples_where_both_are_on():
-    dictionary, W_dec = torch.eye(2), torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    magnitudes = torch.tensor([[2.0, 1.0], [4.0, 0.0], [0.0, 0.0]])
-    f = torch.tensor([[1.0, 0.0], [0.0, 9.0], [7.0, 9.0]])
-    found = toy.recovery(dictionary, magnitudes, W_dec, f)
-    assert found.latent.tolist() == [0, 1] and found.cosine.tolist() == pytest.approx([1, 0.8])
-    assert found.slope[0].item() == pytest.approx(0.5) and math.isnan(found.slope[1].item())
-    assert found.summary() == pytest.approx({"cosine": 0.9, "found": 0.5, "slope": 0.5})
-
-
 def test_fig4_jump_relu():
     z = torch.tensor([-2.0, -0.5, 0.0, 0.5, 1.0, 1.5])
     assert toy.jump_relu(z, 1.0).tolist() == [0, 0, 0, 0, 0, 1.5]  # at the threshold: closed

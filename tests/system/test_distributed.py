@@ -21,7 +21,7 @@ from test_training import DEAD, M, batches, n, plan
 from gsae.evidence.run import grid
 from gsae.experiments import runner, sweeps
 from gsae.experiments import site as site_module
-from gsae.lm import store
+from gsae.lm import harvest, store
 from gsae.system import devices, distributed, tensors
 from gsae.system.distributed import ALONE, RankError, Ranks
 from gsae.training import divergence
@@ -136,8 +136,8 @@ def work(out: Path) -> None:
     report["saved"] = tensors.state(out / "stopped.safetensors")["step"]
 
     tiny_world(setattr)
-    harvested, trained, collect, fit = [], [], store._collect, loop_module.fit
-    store._collect = lambda *a: (harvested.append(a[-2]), collect(*a))
+    harvested, trained, collect, fit = [], [], harvest._collect, loop_module.fit
+    harvest._collect = lambda *a: (harvested.append(a[-2]), collect(*a))
     loop_module.fit = lambda s, *a, **k: (
         trained.append([s.plan.seed, s.plan.M, s.ranks.world]),
         fit(s, *a, **k),

@@ -24,6 +24,7 @@ from test_training import assert_same, batches, plan
 from gsae.evidence import provenance, run_files
 from gsae.evidence.run import Run, grid
 from gsae.experiments import cost, gpu_parts, runner, site
+from gsae.lm import harvest as harvest_module
 from gsae.lm import store as activations
 from gsae.saes import files as sae_files
 from gsae.system import devices
@@ -282,7 +283,7 @@ def store(tmp_path):
     rows, n = 80_000, 64  # 10.24 MB: two whole segments and a part
     x = torch.randn(rows, n, generator=torch.Generator().manual_seed(0)).bfloat16()
     (tmp_path / activations.DATA).write_bytes(x.view(torch.uint16).numpy().tobytes())
-    activations._finish(tmp_path, n, {"rows": rows, "site": "mlp_out", "layer": 3})
+    harvest_module._finish(tmp_path, n, {"rows": rows, "site": "mlp_out", "layer": 3})
     return activations.Store.open(tmp_path)
 
 
@@ -427,12 +428,12 @@ def test_a_disk_that_is_really_full(small_disk, monkeypatch):
         disk.write_json(small_disk / "meta.json", {"text": "x" * 1_200_000})
     if small_disk.is_mount():
         with pytest.raises(OSError, match="make room"):
-            activations._allocate(small_disk / "store", 10_000, 64)
+            harvest_module._allocate(small_disk / "store", 10_000, 64)
     monkeypatch.setattr(
-        activations.shutil, "disk_usage", lambda f: shutil._ntuple_diskusage(10**9, 0, 10**9)
+        harvest_module.shutil, "disk_usage", lambda f: shutil._ntuple_diskusage(10**9, 0, 10**9)
     )
     with pytest.raises(disk.WriteError, match="cannot reserve 1,280,000 bytes for .*rows.bf16"):
-        activations._allocate(small_disk / "store", 10_000, 64)
+        harvest_module._allocate(small_disk / "store", 10_000, 64)
     assert {p.name for p in small_disk.iterdir()} == {"a", "store"} and not list(
         (small_disk / "store").iterdir()
     )
@@ -621,7 +622,7 @@ def meet_before_the_harvest(name, log, patch):
     """Go for the store once the other process does as well; note who makes it, and take one's
     time.
     """
-    harvest, collect = site.Site.harvest, activations._collect
+    harvest, collect = site.Site.harvest, harvest_module._collect
 
     def met(*of):
         Path(log.parent, f"at-the-store-{name}").touch()
@@ -635,7 +636,7 @@ def meet_before_the_harvest(name, log, patch):
         collect(*of)
 
     patch(site.Site, "harvest", met)
-    patch(activations, "_collect", noted)
+    patch(harvest_module, "_collect", noted)
 
 
 def wait_for(condition, processes, seconds=200):
@@ -720,9 +721,9 @@ def test_processes_share_a_sweep_and_inherit_from_one_that_was_killed(
 
 
 def test_sites_whose_runs_are_evaluated_on_different_text_share_one_harvest(world, monkeypatch):
-    made, collect = [], activations._collect
+    made, collect = [], harvest_module._collect
     monkeypatch.setattr(
-        activations, "_collect", lambda *of: (made.append(sorted(of[2])), collect(*of))
+        harvest_module, "_collect", lambda *of: (made.append(sorted(of[2])), collect(*of))
     )
     other, shorter = (
         Run(**vars(BASE) | {"site": "mlp_out", "ce_tokens": 80}),
