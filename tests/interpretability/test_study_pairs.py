@@ -18,9 +18,16 @@ from gsae.evidence import provenance, run_files
 from gsae.evidence import run as run_module
 from gsae.evidence import sums as metrics
 from gsae.experiments import sweeps
-from gsae.interpretability import match_l0, matched_pairs, rating_files, score_tables
+from gsae.interpretability import (
+    compared_saes,
+    drawing,
+    match_l0,
+    matched_pairs,
+    rating_files,
+    score_tables,
+)
+from gsae.interpretability.compared_saes import SAE, StudyError
 from gsae.interpretability.latent_files import DataError, validate
-from gsae.interpretability.matched_pairs import SAE, StudyError
 
 PLACE = ("lm-a", "mlp_out", 8)
 
@@ -348,7 +355,7 @@ def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
     assert main(["study", "pairs", "--scale", "smoke"]) == 0
     told = capsys.readouterr().out
     assert gated.id in told and "baseline" in told and "L0 49.0" in told
-    (chosen,) = matched_pairs.match(matched_pairs.recorded("smoke"))[0].values()
+    (chosen,) = matched_pairs.match(compared_saes.recorded("smoke"))[0].values()
     assert [s.run for s in chosen] == [gated.id, replace(baseline, lr=3e-4).id]
 
 
@@ -451,7 +458,7 @@ def test_collected_files_take_arm_and_l0_from_the_record(own_record, tmp_path):
     run = run_module.Run(lam=0.1)
     recorded(run, 51)
     path = study_data.write(tmp_path, run=run.id, arm=None, l0=None, site=run.site, lm=run.lm)
-    (found,) = matched_pairs.collected([path], matched_pairs.recorded("smoke"))
+    (found,) = compared_saes.collected([path], compared_saes.recorded("smoke"))
     assert (found.arm, found.l0, found.lam, found.cell) == (
         "gated",
         51,
@@ -463,15 +470,15 @@ def test_collected_files_take_arm_and_l0_from_the_record(own_record, tmp_path):
         main(["study", "make", str(tmp_path), "--out", str(tmp_path / "out"), "--pairs", "2"]) == 0
     )
     with pytest.raises(StudyError, match=f"{path.name}.*does not say arm.*not on record"):
-        matched_pairs.collected([path])
+        compared_saes.collected([path])
 
 
 def test_wrong_files_and_folders_are_named(tmp_path):
     with pytest.raises(StudyError, match="has no file of collected latents"):
-        matched_pairs.collected([tmp_path])
+        compared_saes.collected([tmp_path])
     (tmp_path / "cut.json").write_text('{"latents": [')
     with pytest.raises(DataError, match="cut.json"):
-        matched_pairs.collected([tmp_path])
+        compared_saes.collected([tmp_path])
 
 
 # Drawing.
@@ -479,11 +486,11 @@ def test_wrong_files_and_folders_are_named(tmp_path):
 
 @pytest.fixture
 def cells(tmp_path):
-    return matched_pairs.match(matched_pairs.collected(study_data.small(tmp_path, latents=24)))[0]
+    return matched_pairs.match(compared_saes.collected(study_data.small(tmp_path, latents=24)))[0]
 
 
 def test_every_pair_has_one_latent_of_each_arm_from_one_place(cells):
-    key, data = matched_pairs.draw(cells, pairs=5)
+    key, data = drawing.draw(cells, pairs=5)
     by_pair = {}
     for item in key["items"].values():
         by_pair.setdefault(item["pair"], []).append(item)
@@ -498,35 +505,35 @@ def test_every_pair_has_one_latent_of_each_arm_from_one_place(cells):
 
 
 def test_the_same_seed_draws_the_same_study_and_another_another(cells):
-    assert matched_pairs.draw(cells, 5, seed=3) == matched_pairs.draw(cells, 5, seed=3)
-    one, two = matched_pairs.draw(cells, 5, seed=3)[0], matched_pairs.draw(cells, 5, seed=4)[0]
+    assert drawing.draw(cells, 5, seed=3) == drawing.draw(cells, 5, seed=3)
+    one, two = drawing.draw(cells, 5, seed=3)[0], drawing.draw(cells, 5, seed=4)[0]
     assert one["study"] != two["study"] and not set(one["items"]) & set(two["items"])
 
 
 def test_latents_are_drawn_evenly_and_dead_ones_never(tmp_path):
     for arm in matched_pairs.ARMS:
         study_data.write(tmp_path, run=arm, arm=arm, latents=12, dead=4)
-    cells, _ = matched_pairs.match(matched_pairs.collected([tmp_path]))
+    cells, _ = matched_pairs.match(compared_saes.collected([tmp_path]))
     counts = Counter()
     for seed in range(300):
         counts.update(
             v["latent"]
-            for v in matched_pairs.draw(cells, 2, seed=seed)[0]["items"].values()
+            for v in drawing.draw(cells, 2, seed=seed)[0]["items"].values()
             if v["arm"] == "gated"
         )
     assert set(counts) == {17 * i + 3 for i in range(4, 12)}
     assert all(45 < n < 110 for n in counts.values())  # 75 expected
     with pytest.raises(StudyError, match="8 latents that are ever on, 9 are asked for"):
-        matched_pairs.draw(cells, 9)
+        drawing.draw(cells, 9)
 
 
 def test_names_and_order_tell_nothing_of_the_arm(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    one = matched_pairs.match(matched_pairs.collected(study_data.small(tmp_path / "a")))[0]
+    one = matched_pairs.match(compared_saes.collected(study_data.small(tmp_path / "a")))[0]
     two = matched_pairs.match(
-        matched_pairs.collected(study_data.small(tmp_path / "b", arms=("baseline", "gated")))
+        compared_saes.collected(study_data.small(tmp_path / "b", arms=("baseline", "gated")))
     )[0]
-    keys = [matched_pairs.draw(c, 4)[0] for c in (one, two)]
+    keys = [drawing.draw(c, 4)[0] for c in (one, two)]
     # With the arms exchanged, the page has the same names in the same order.
     assert keys[0]["pages"] == keys[1]["pages"]
     assert all(len(name) == 10 and int(name, 16) >= 0 for name in keys[0]["items"])
@@ -535,7 +542,7 @@ def test_names_and_order_tell_nothing_of_the_arm(tmp_path):
 def test_an_arms_share_does_not_depend_on_the_place_on_the_page(cells):
     first, neighbours = [], []
     for seed in range(200):
-        key, _ = matched_pairs.draw(cells, 3, seed=seed)
+        key, _ = drawing.draw(cells, 3, seed=seed)
         row = [key["items"][i] for i in key["pages"][0]["items"]]
         first.append([r["arm"] == "gated" for r in row])
         neighbours += [a["pair"] == b["pair"] for a, b in zip(row, row[1:], strict=False)]
@@ -544,7 +551,7 @@ def test_an_arms_share_does_not_depend_on_the_place_on_the_page(cells):
 
 
 def test_pages_have_latents_of_their_own_and_shared_ones(cells):
-    key, _ = matched_pairs.draw(cells, pairs=3, pages=4, shared=2)
+    key, _ = drawing.draw(cells, pairs=3, pages=4, shared=2)
     sets = [set(p["items"]) for p in key["pages"]]
     assert [len(s) for s in sets] == [2 * 2 * 5] * 4  # places, arms, pairs
     everywhere = set.intersection(*sets)
