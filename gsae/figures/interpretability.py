@@ -54,21 +54,21 @@ def scores(rows: pd.DataFrame, means: pd.DataFrame, note: str) -> Figure:
         rows_of, means_of = rows[rows["score"] == score], means[means["score"] == score]
         for arm, shift in (("gated", -0.17), ("baseline", 0.17)):
             for line, control in enumerate(CONTROLS):
-                values = of(rows_of, arm, control)["value"]
-                latents(axes, np.concatenate([np.empty(0), *values]), line + shift, arm, rng)
+                values = selected(rows_of, arm, control)["value"]
+                draw_latents(axes, np.concatenate([np.empty(0), *values]), line + shift, arm, rng)
                 label = LABELS[arm] if line == 0 else None
-                mean(axes, of(means_of, arm, control), line + shift, arm, label)
+                draw_mean(axes, selected(means_of, arm, control), line + shift, arm, label)
         axes.axvline(means_of["chance"].iloc[0], color=COLOURS["truth"], ls="--", lw=0.9)
         axes.set(xlabel=f"{SCORES[score]} (dashed: chance)", ylim=(len(CONTROLS) - 0.5, -0.6))
         axes.set_yticks(range(len(CONTROLS)), ["latents", *CONTROLS[1:]])
     return finished(figure, panels[0, 0], note)
 
 
-def of(table: pd.DataFrame, arm: str, control: str) -> pd.DataFrame:
+def selected(table: pd.DataFrame, arm: str, control: str) -> pd.DataFrame:
     return table[(table["arm"] == arm) & (table["control"] == control)]
 
 
-def latents(
+def draw_latents(
     axes: plt.Axes, values: np.ndarray, y: float, arm: str, rng: np.random.Generator
 ) -> None:
     """A dot a latent around a height, shaken so that equal values are seen."""
@@ -79,7 +79,7 @@ def latents(
     )
 
 
-def mean(axes: plt.Axes, means: pd.DataFrame, y: float, arm: str, label: str | None) -> None:
+def draw_mean(axes: plt.Axes, means: pd.DataFrame, y: float, arm: str, label: str | None) -> None:
     """The mean and its interval, where there is one."""
     black = COLOURS["truth"]
     for row in means.itertuples():

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
-from gsae.evidence import run as run_module
+from gsae.evidence.run import SCALES, Run
 from gsae.experiments import settings, sweeps
 from gsae.interpretability import arguments
 from gsae.system import files
@@ -61,7 +61,7 @@ def study_pairs(args: argparse.Namespace) -> int:
     """
     from gsae.interpretability import compared_saes, match_l0, matched_pairs
 
-    scale = run_module.scale(args.scale)
+    scale = sweeps.scale(args.scale)
     saes = compared_saes.recorded(scale, args.experiment)
     matching = (args.arms, args.l0, args.tolerance)
     if args.train:
@@ -100,7 +100,7 @@ def print_study_lambdas(matched: Mapping) -> None:
     """
     from gsae.interpretability import compared_saes
 
-    plain = run_module.Run(**settings.SETTINGS["cpu"])
+    plain = Run(**settings.SETTINGS["cpu"])
     lines = []
     for (_, site, layer), saes in matched.items():
         run = replace(plain, site=site, layer=layer)
@@ -118,7 +118,7 @@ def print_study_lambdas(matched: Mapping) -> None:
 def study_collect(args: argparse.Namespace) -> int:
     from gsae.interpretability import collect_and_score, matched_pairs, score_tables
 
-    scale = run_module.scale(args.scale)
+    scale = sweeps.scale(args.scale)
     table = collect_and_score.run(scale, force=args.force)
     print(score_tables.summary(table).to_string(index=False, float_format="%.3f"))
     print(f"\n{' minus '.join(matched_pairs.ARMS)}, 90 % BCa intervals:")
@@ -143,13 +143,13 @@ def study_make(args: argparse.Namespace) -> int:
     from gsae.evidence import provenance
     from gsae.interpretability import compared_saes, drawing, matched_pairs, rating_page
 
-    numbers = min(args.pairs, args.shared) >= 0 and args.pairs + args.shared >= 1
-    if not numbers or args.pages < 1 or len(args.arms) < 2:
+    has_pairs = min(args.pairs, args.shared) >= 0 and args.pairs + args.shared >= 1
+    if not has_pairs or args.pages < 1 or len(args.arms) < 2:
         raise compared_saes.StudyError(
             "a study needs at least one page, one pair (--pairs or --shared) and two --arms"
         )
     # ids are unique: the files say which runs are meant
-    scales = [args.scale] if args.scale else run_module.SCALES
+    scales = [args.scale] if args.scale else SCALES
     known = [sae for scale in scales for sae in compared_saes.recorded(scale, args.experiment)]
     saes = compared_saes.collected(args.data or [provenance.CHECKOUT / "book" / "study"], known)
     cells, problems = matched_pairs.match(saes, args.arms, args.l0, args.tolerance)

@@ -5,7 +5,7 @@ automated scores.
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,12 +13,12 @@ import pandas as pd
 import torch
 
 from gsae.evidence import provenance
-from gsae.evidence import run as run_module
-from gsae.experiments import retrain
+from gsae.evidence.run import sources
+from gsae.experiments import retrain, sweeps
 from gsae.experiments.estimate import TooLarge, check
 from gsae.experiments.site import Site
 from gsae.interpretability import automated_scores, latent_files, latents, score_tables
-from gsae.interpretability.compared_saes import SAE, Cell, StudyError, run_of
+from gsae.interpretability.compared_saes import SAE, StudyError, run_of
 from gsae.interpretability.missing_scores import control_examples, write_missing
 from gsae.interpretability.place import Place
 from gsae.lm import models as language_models
@@ -42,9 +42,9 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
             few latents.
         EvidenceError: a changed tree at a scale other than smoke; `force` writes all the same.
     """
-    at = run_module.scale(scale)
+    at = sweeps.scale(scale)
     cells, problems = score_tables.compared(at)
-    todo = places_to_do(cells, at)
+    todo = places_to_do(cells.values(), at)
     if os.environ.get("GSAE_TRAIN") == "never":
         return score_tables.table(at)
     if not cells:
@@ -67,12 +67,12 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
     return score_tables.table(at)
 
 
-def places_to_do(cells: dict[Cell, list[SAE]], at: str) -> list[list[SAE]]:
+def places_to_do(places: Iterable[list[SAE]], at: str) -> list[list[SAE]]:
     """The SAEs of each place of which anything is missing; first the places whose weights are all
     here, since training may fail.
     """
     todo = []
-    for saes in cells.values():
+    for saes in places:
         unfinished = [sae for sae in saes if incomplete(sae, at)]
         if unfinished:
             todo.append(unfinished)
@@ -167,7 +167,7 @@ def collect_one(
             f"run {sae.run} has {len(chosen)} latents that are ever on in this text, not {count}"
         )
     context = place.blocks.shape[1]
-    record = provenance.provenance("cpu", 0.0, *run_module.sources(place.lm.name, context))
+    record = provenance.provenance("cpu", 0.0, *sources(place.lm.name, context))
     about = {"arm": sae.arm, "l0": sae.l0, "lam": sae.lam, "live": len(alive), "seed": seed}
     about |= {name: record[name] for name in ("commit", "date")}
 

@@ -30,9 +30,8 @@ LEAST_PAIRS = 60  # in all
 DRAWING_SEED = 0
 QUARTILES = {"lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75}
 COLLECT = "gsae study collect --scale cpu"
-COMMAND = (
-    "gsae study score ratings-*.json --key key.json --partial"  # who stops half way rates, too
-)
+# --partial: who stops half way rates, too
+COMMAND = "gsae study score ratings-*.json --key key.json --partial"
 NOT_COLLECTED = f"<p>Not yet run: no latents are collected. <code>{COLLECT}</code></p>"
 
 

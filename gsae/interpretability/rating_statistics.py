@@ -15,12 +15,12 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 SCALE = {"No": 0, "Maybe": 1, "Yes": 2}
-# fixed before any rating: a loss of more than this on the 0-2 scale would count as less
-# interpretable
+# Fixed before any rating: a loss of more than this on the 0-2 scale would count as less
+# interpretable.
 MARGIN = -0.15
 LEVEL = 0.90  # two-sided, so that either bound is a one-sided test at 5 %
-# pairs: bootstrap intervals of fewer such labels cover less than they say (tests), so they decide
-# nothing
+# Pairs: bootstrap intervals of fewer such labels cover less than they say (tests), so they decide
+# nothing.
 LEAST = 20
 FEW, NO_INTERVAL = "too few pairs", "no interval"
 SILENT = (FEW, NO_INTERVAL)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from gsae.evidence import provenance, result_files, run_files
-from gsae.evidence import run as run_module
+from gsae.experiments import sweeps
 from gsae.interpretability import compared_saes, matched_pairs
 from gsae.interpretability.automated_scores import CHANCE, INTRUDER, RULE
 from gsae.interpretability.compared_saes import SAE, Cell
@@ -66,7 +66,7 @@ def folder(scale: str | None = None) -> Path:
     """Where the collected latents of a scale are: book/study, or beside evidence that is not in the
     repository.
     """
-    evidence = run_files.root(run_module.scale(scale)).parent
+    evidence = run_files.root(sweeps.scale(scale)).parent
     if evidence == provenance.CHECKOUT / "book" / "evidence":
         return evidence.with_name("study")
     return evidence / "study"
@@ -78,7 +78,7 @@ def compared(scale: str | None = None) -> tuple[dict[Cell, list[SAE]], list[str]
 
     At smoke, where nothing is matched, the study's two runs whatever their L0.
     """
-    at = run_module.scale(scale)
+    at = sweeps.scale(scale)
     saes = compared_saes.recorded(at, [STUDY])
     if at != "smoke":
         return matched_pairs.match(saes)
@@ -94,7 +94,7 @@ def table(scale: str | None = None) -> pd.DataFrame:
     has status "missing". `value` lists the scores of the latents that have enough examples, `place`
     their places in the order of drawing.
     """
-    at = run_module.scale(scale)
+    at = sweeps.scale(scale)
     recipe = result_files.recipe(SCORES)
     rows = []
     for (lm, site, layer), saes in compared(at)[0].items():

@@ -13,10 +13,10 @@ import pytest
 import study_data
 
 from gsae.cli import main
-from gsae.evidence import metrics as stats
 from gsae.evidence import provenance, run_files
-from gsae.evidence import run as run_module
-from gsae.evidence import sums as metrics
+from gsae.evidence.metrics import ratios
+from gsae.evidence.run import Run, sources, wider
+from gsae.evidence.sums import ACTIVATION_SUMS, CE_SUMS
 from gsae.experiments import sweeps
 from gsae.interpretability import (
     compared_saes,
@@ -311,9 +311,7 @@ def test_of_three_arms_all_are_brought_within_the_tolerance():
 
 
 def recorded(run, l0, at="smoke", under="pilot"):
-    sums = {k: np.ones(128) for k in (*metrics.ACTIVATION_SUMS, *metrics.CE_SUMS)} | {
-        "l0": np.full(128, l0)
-    }
+    sums = {k: np.ones(128) for k in (*ACTIVATION_SUMS, *CE_SUMS)} | {"l0": np.full(128, l0)}
     sums |= {"ce_zero": np.full(128, 3.0), "ce_mean": np.full(128, 3.0)}
     run_files.write(
         {
@@ -323,13 +321,11 @@ def recorded(run, l0, at="smoke", under="pilot"):
             "experiment": under,
             "scale": at,
             "run": dataclasses.asdict(run),
-            "metrics": stats.ratios(sums) | {"dead_fraction": 0.0},
+            "metrics": ratios(sums) | {"dead_fraction": 0.0},
             "sums": {k: v.tolist() for k, v in sums.items()},
             "curve": {"columns": [], "rows": []},
             "density": {"edges": [-1.0, 0.0], "counts": [1], "dead": 0},
-            "provenance": provenance.provenance(
-                "cpu", 1.0, *run_module.sources(run.lm, run.context)
-            ),
+            "provenance": provenance.provenance("cpu", 1.0, *sources(run.lm, run.context)),
         },
         force=True,
     )
@@ -341,8 +337,8 @@ def own_record(tmp_path, monkeypatch):
 
 
 def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
-    gated = run_module.Run(lam=0.1, M=2304)
-    baseline = run_module.wider(replace(gated, lam=0.2))
+    gated = Run(lam=0.1, M=2304)
+    baseline = wider(replace(gated, lam=0.2))
     recorded(replace(gated, freeze="none"), 50)  # an ablation
     recorded(replace(gated, seed=1), 50)
     recorded(replace(baseline, M=2304), 50)  # as wide as the gated SAE
@@ -362,10 +358,10 @@ def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
 @pytest.mark.parametrize("force", [False, True])
 def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch, force):
     gated, command = (
-        run_module.Run(lam=0.1),
+        Run(lam=0.1),
         ["study", "pairs", "--scale", "cpu", "--experiment", "few", "--train"],
     )
-    grid = [replace(run_module.wider(gated), lam=lam) for lam in (0.05, 0.3)]
+    grid = [replace(wider(gated), lam=lam) for lam in (0.05, 0.3)]
     for run, l0 in ((gated, 51), (grid[0], 160), (grid[1], 14)):
         recorded(run, l0, "cpu")
     recorded(replace(gated, layer=20, lam=0.3), 10, "cpu")  # another place, of another experiment
@@ -405,11 +401,11 @@ def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch,
 
 
 def test_pairs_trained_at_any_scale_are_compared_and_collected(own_record):
-    found = run_module.Run(lm="gelu-1l", site="mlp_out", lam=0.123)  # in no experiment
+    found = Run(lm="gelu-1l", site="mlp_out", lam=0.123)  # in no experiment
     assert found not in sweeps.runs("study", "gpu")
     for run, under in (
         (found, "study"),
-        (run_module.wider(found), "study"),
+        (wider(found), "study"),
         (replace(found, layer=1), "own"),
     ):
         recorded(run, 50, "gpu", under)
@@ -422,8 +418,8 @@ def test_pairs_trained_at_any_scale_are_compared_and_collected(own_record):
 
 
 def test_a_named_place_without_any_run_is_told(own_record, capsys, monkeypatch):
-    gated = run_module.Run(lam=0.1)
-    pair = [gated, run_module.wider(gated)]
+    gated = Run(lam=0.1)
+    pair = [gated, wider(gated)]
     monkeypatch.setitem(sweeps.EXPERIMENTS, "few", lambda scale: [*pair, replace(gated, layer=20)])
     for run in pair:
         recorded(run, 50)
@@ -438,7 +434,7 @@ def test_a_named_place_without_any_run_is_told(own_record, capsys, monkeypatch):
 
 
 def test_a_damaged_run_file_is_named(own_record, capsys):
-    recorded(run := run_module.Run(), 50)
+    recorded(run := Run(), 50)
     run_files.find(run.id, "smoke").write_text("")
     assert (
         main(["study", "pairs", "--scale", "smoke"]) == 1
@@ -455,7 +451,7 @@ def test_l0_and_tolerance_are_positive(option, value, capsys):
 
 
 def test_collected_files_take_arm_and_l0_from_the_record(own_record, tmp_path):
-    run = run_module.Run(lam=0.1)
+    run = Run(lam=0.1)
     recorded(run, 51)
     path = study_data.write(tmp_path, run=run.id, arm=None, l0=None, site=run.site, lm=run.lm)
     (found,) = compared_saes.collected([path], compared_saes.recorded("smoke"))

@@ -24,7 +24,7 @@ import gsae
 from gsae.claims import claims
 from gsae.cli import main
 from gsae.evidence import provenance, result_files, run_files
-from gsae.evidence import run as run_module
+from gsae.evidence.run import Run, wider
 from gsae.evidence.verdict import NOT, NOT_RUN, NOT_TESTED, PARTLY
 from gsae.experiments import estimate, sweeps
 from gsae.experiments.site import Site
@@ -49,8 +49,8 @@ from gsae.system import wheels
 
 ROOT = Path(__file__).parents[2]
 N, T, D, V, DRAWN = 130, 11, 24, 37, 6
-GATED = run_module.Run(lm="tiny", site="mlp_out", layer=1, context=T, M=29, lam=0.1)
-RUNS = [GATED, replace(run_module.wider(GATED), lam=0.2)]
+GATED = Run(lm="tiny", site="mlp_out", layer=1, context=T, M=29, lam=0.1)
+RUNS = [GATED, replace(wider(GATED), lam=0.2)]
 DEAD = (0, 3, 4, 11, 17)
 
 
@@ -165,7 +165,6 @@ def test_what_is_on_record_is_read_and_only_what_is_missing_computed(record_of_t
     seen, original = [], collect_and_score.collect_one
     monkeypatch.setattr(
         collect_and_score,
-        compared_saes,
         "collect_one",
         lambda sae, *rest: (seen.append(sae.run), original(sae, *rest)),
     )
