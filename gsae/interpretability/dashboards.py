@@ -10,13 +10,13 @@ import json
 import math
 import unicodedata
 from html import escape
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from gsae.interpretability.latent_files import quantiles
-from gsae.system import files as disk
+from gsae.system import files
 
 STEPS = 4  # shades on a rating page
 SPACES = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
@@ -29,9 +29,14 @@ def visible(text: str) -> str:
     get a "↵".
     """
     shown = []
-    for c in text:
-        hidden = unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp")
-        shown.append(SPACES.get(c) or (f"⟨U+{ord(c):04X}⟩" if hidden else c))
+    for character in text:
+        category = unicodedata.category(character)
+        if character in SPACES:
+            shown.append(SPACES[character])
+        elif category[0] == "C" or category in ("Zl", "Zp"):
+            shown.append(f"⟨U+{ord(character):04X}⟩")
+        else:
+            shown.append(character)
     return escape("".join(shown))
 
 
@@ -43,8 +48,10 @@ def shade(act: float | int, latent: dict, blind: bool) -> float:
     """
     if not blind:
         return min(act / latent["max"], 1)
-    counts, width = latent["histogram"]["counts"], latent["histogram"]["width"]
-    rank = np.interp(act, np.arange(len(counts) + 1) * width, np.cumsum([0, *counts]) / sum(counts))
+    counts = latent["histogram"]["counts"]
+    edges = np.arange(len(counts) + 1) * latent["histogram"]["width"]
+    share_below = np.cumsum([0, *counts]) / sum(counts)
+    rank = np.interp(act, edges, share_below)
     return max(1, math.ceil(rank * STEPS)) / STEPS
 
 
@@ -56,11 +63,14 @@ def snippet(example: dict, latent: dict, blind: bool) -> str:
     for i, (token, act) in enumerate(zip(example["tokens"], example["acts"], strict=True)):
         text = visible(token)
         if act > 0:
-            tag, share = ("mark" if i == example["at"] else "span"), shade(act, latent, blind)
-            told = "" if blind else f' title="{share:.0%} of the maximum"'
-            text = f'<{tag} style="--a:{share:.2g}"{told}>{text}</{tag}>'
-        # Isolated, so that a right-to-left token cannot reorder its neighbours.
-        parts.append(f"<bdi>{text}</bdi>" if act > 0 or not token.isascii() else text)
+            tag = "mark" if i == example["at"] else "span"
+            share = shade(act, latent, blind)
+            title = "" if blind else f' title="{share:.0%} of the maximum"'
+            text = f'<{tag} style="--a:{share:.2g}"{title}>{text}</{tag}>'
+        if act > 0 or not token.isascii():
+            # Isolated, so that a right-to-left token cannot reorder its neighbours.
+            text = f"<bdi>{text}</bdi>"
+        parts.append(text)
     return f'<span class="text" dir="ltr">{"".join(parts)}</span>'
 
 
@@ -68,20 +78,19 @@ def examples(title: str, rows: list[dict], latent: dict, blind: bool) -> str:
     if not rows:
         return ""
     items = []
-    for e in rows:
-        value = f"{e['acts'][e['at']]:.3g}"
-        told = (
-            "" if blind else f'<span class="value" aria-label="activation {value}">{value}</span>'
-        )
-        items.append(f"<li>{told}{snippet(e, latent, blind)}</li>")
+    for example in rows:
+        act = f"{example['acts'][example['at']]:.3g}"
+        value = f'<span class="value" aria-label="activation {act}">{act}</span>'
+        items.append(f"<li>{'' if blind else value}{snippet(example, latent, blind)}</li>")
     return f"<h4>{escape(title)}</h4><ol>{''.join(items)}</ol>"
 
 
 def logits(title: str, rows: list) -> str:
-    cells = "".join(
-        f"<tr><td><code>{visible(t)}</code></td><td>{v:+.2f}</td></tr>" for t, v in rows
-    )
-    return f"<table><caption>{title}</caption><tbody>{cells}</tbody></table>"
+    cells = [
+        f"<tr><td><code>{visible(token)}</code></td><td>{logit:+.2f}</td></tr>"
+        for token, logit in rows
+    ]
+    return f"<table><caption>{title}</caption><tbody>{''.join(cells)}</tbody></table>"
 
 
 def histogram(hist: dict) -> str:
@@ -90,13 +99,14 @@ def histogram(hist: dict) -> str:
     if not counts:
         return ""
     highest, step = max(counts), 240 / len(counts)
-    bars = "".join(
-        f'<rect x="{i * step:.1f}" y="{48 - 48 * math.sqrt(c / highest):.1f}" '
-        f'width="{0.9 * step:.1f}" '
-        f'height="{48 * math.sqrt(c / highest):.1f}"/>'
-        for i, c in enumerate(counts)
-        if c
-    )
+    bars = []
+    for i, count in enumerate(counts):
+        if count:
+            height = 48 * math.sqrt(count / highest)
+            bars.append(
+                f'<rect x="{i * step:.1f}" y="{48 - height:.1f}" '
+                f'width="{0.9 * step:.1f}" height="{height:.1f}"/>'
+            )
     label = f"Histogram of {sum(counts):,} activations above 0"
     note = (
         f"Activations above 0, from 0 to {len(counts) * width:.3g}; heights are square roots "
@@ -104,27 +114,35 @@ def histogram(hist: dict) -> str:
     )
     svg = (
         '<svg viewBox="0 0 240 49" preserveAspectRatio="none" role="img" '
-        f'aria-label="{label}">{bars}</svg>'
+        f'aria-label="{label}">{"".join(bars)}</svg>'
     )
     return f'<figure class="hist">{svg}<figcaption>{note}</figcaption></figure>'
 
 
 def facts(latent: dict) -> str:
     """What would tell one SAE, site or layer from another: shown in an open dashboard only."""
-    near = ", ".join(f"{i} ({cos:.2f})" for i, cos in latent.get("similar", []))
-    parts = [f"<p>Most similar latents (cosine of decoder directions): {near}</p>"] if near else []
-    if neurons := latent.get("neurons"):
-        listed = ", ".join(f"{i} ({share:.0%})" for i, share in neurons)
+    similar, neurons, aligned = (latent.get(name) for name in ("similar", "neurons", "aligned"))
+    parts = []
+    if similar:
         parts.append(
-            f"<p>Neurons with the largest share of the direction's squared norm: {listed}</p>"
+            f"<p>Most similar latents (cosine of decoder directions): {listed(similar, '.2f')}</p>"
         )
-    if aligned := latent.get("aligned"):
-        listed = ", ".join(f"{i} ({cos:.2f})" for i, cos in aligned)
+    if neurons:
+        parts.append(
+            "<p>Neurons with the largest share of the direction's squared norm: "
+            f"{listed(neurons, '.0%')}</p>"
+        )
+    if aligned:
         parts.append(
             "<p>Neurons of this layer that write most nearly along it (cosine, of either sign): "
-            f"{listed}</p>"
+            f"{listed(aligned, '.2f')}</p>"
         )
     return "".join(parts)
+
+
+def listed(entries: list[list], form: str) -> str:
+    """`[index, value]` entries as "17 (0.41), …"."""
+    return ", ".join(f"{index} ({value:{form}})" for index, value in entries)
 
 
 def groups(latent: dict) -> list[tuple[str, list[dict]]]:
@@ -137,8 +155,9 @@ def groups(latent: dict) -> list[tuple[str, list[dict]]]:
 
 
 def density(latent: dict, blind: bool) -> str:
-    share = f"{float(format(100 * latent['density'], '.1g' if blind else '.2g')):g}"
-    return f"On at {share} % of tokens" + ("" if blind else f", at most {latent['max']:.3g}")
+    percent = format(100 * latent["density"], ".1g" if blind else ".2g")
+    text = f"On at {float(percent):g} % of tokens"  # as a number again: never 2e+01
+    return text if blind else f"{text}, at most {latent['max']:.3g}"
 
 
 def fragment(latent: dict, blind: bool = False, style: bool = True) -> str:
@@ -151,7 +170,7 @@ def fragment(latent: dict, blind: bool = False, style: bool = True) -> str:
             latents (their numbers give the dictionary's size), neurons, the histogram and every
             value of an activation (a gate leaves a gap above 0). Left in, since the paper's raters
             saw them too and no rating is possible without: the examples, shaded by rank among the
-                latent's activations, the density to one digit, and the logits.
+            latent's activations, the density to one digit, and the logits.
         style: include the style sheet; False where the page already holds `css()`.
     """
     number = "" if blind else f"<h3>Latent {latent['latent']}</h3>"
@@ -168,7 +187,7 @@ def fragment(latent: dict, blind: bool = False, style: bool = True) -> str:
 
 
 def _resource(name: str) -> str:
-    return files("gsae.interpretability").joinpath(name).read_text("utf-8")
+    return resources.files("gsae.interpretability").joinpath(name).read_text("utf-8")
 
 
 def css() -> str:
@@ -180,46 +199,49 @@ def page(data: dict, title: str = "Latents") -> str:
     """Collected data as one self-contained HTML page: nothing is requested from anywhere, keys move
     between latents.
     """
-    rows = [
-        {
-            "latent": v["latent"],
-            "density": v["density"],
-            "max": v["max"],
-            "html": fragment(v, style=False),
-        }
-        for v in data["latents"]
-    ]
-    # "<" never appears in the script element that holds the data, so that no text can end it.
-    held = (
-        json.dumps(rows, separators=(",", ":"))
-        .replace("<", "\\u003c")
-        .replace(">", "\\u003e")
-        .replace("&", "\\u0026")
-    )
+    rows = []
+    for latent in data["latents"]:
+        row = {name: latent[name] for name in ("latent", "density", "max")}
+        rows.append(row | {"html": fragment(latent, style=False)})
     template, script = _resource("dashboard.html"), _resource("dashboard.js")
-    # The one script that may run is ours, by its hash: text that got through the escaping still
-    # could not.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    p = data["provenance"]
-    source = (
-        f"{p['lm']}, {p['site']}, layer {p['layer']}, run {p['run'] or 'unnamed'}, "
-        f"{p['tokens']:,} tokens read"
-    )
     parts = {
         "TITLE": visible(title),
-        "SOURCE": visible(source),
+        "SOURCE": visible(source(data["provenance"])),
         "CSS": css(),
-        "HASH": digest,
+        "HASH": script_hash(script),
         "SCRIPT": script,
-        "DATA": held,
+        "DATA": in_script(rows),
     }
     pieces = template.split("@@")  # text, name, text, name, …
     return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
 
 
-def write(data: dict, path: str | Path, title: str = "Latents") -> Path:
+def source(provenance: dict) -> str:
+    """Where collected latents are from, in words."""
+    p = provenance
+    return (
+        f"{p['lm']}, {p['site']}, layer {p['layer']}, run {p['run'] or 'unnamed'}, "
+        f"{p['tokens']:,} tokens read"
+    )
+
+
+def in_script(rows: list[dict]) -> str:
+    """json for a script element. "<" never appears in it, so that no text can end the element."""
+    text = json.dumps(rows, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def script_hash(script: str) -> str:
+    """The hash by which a page's policy names the one script that may run: text that got through
+    the escaping still could not.
+    """
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def write_page(data: dict, path: str | Path, title: str = "Latents") -> Path:
     """Write `page` to a file, whole or not at all."""
     path = Path(path)
-    with disk.replacing(path) as temporary:
-        temporary.write_text(page(data, title), "utf-8")
+    files.write_text(path, page(data, title))
     return path

@@ -13,57 +13,6 @@ from tqdm import tqdm
 BINS = 48
 
 
-class Best:
-    """The `size` windows with the highest key for each of K latents, over a stream."""
-
-    def __init__(self, K: int, size: int, width: int):
-        self.key = torch.full((K, size), -1.0)  # keys are at least 0: -1 marks an empty place
-        self.where = torch.zeros(K, size, 2, dtype=torch.long)  # block, position in f
-        self.acts = torch.zeros(K, size, width)
-
-    def offer(
-        self, key: Float[Tensor, "K C"], where: Int[Tensor, "K C 2"], windows: Tensor, first: int
-    ) -> None:
-        """Candidates: their keys, their (block of this batch, position), and `windows[k, block,
-        position]`.
-        """
-        size = self.key.shape[1]
-        key, best = key.topk(min(size, key.shape[1]))
-        where = where.gather(1, best[..., None].expand(-1, -1, 2))
-        self.key, kept = torch.cat([self.key, key], 1).topk(size)
-        fresh = where + torch.tensor([first, 0])
-        self.where = torch.cat([self.where, fresh], 1).gather(1, kept[..., None].expand(-1, -1, 2))
-        self.acts = self.acts.gather(1, kept.clamp(max=size - 1)[..., None].expand_as(self.acts))
-        k, place = (kept >= size).nonzero(as_tuple=True)
-        block, position = where[k, kept[k, place] - size].unbind(-1)
-        self.acts[k, place] = windows[k, block, position]
-
-
-class Histogram:
-    """Counts of the activations above 0 in equal bins from 0, whose width doubles when an
-    activation is beyond.
-    """
-
-    def __init__(self, K: int):
-        self.width, self.counts = (
-            torch.zeros(K, dtype=torch.float64),
-            torch.zeros(K, BINS, dtype=torch.long),
-        )
-
-    def add(self, f: Float[Tensor, "K C"]) -> None:
-        highest = f.amax(1).double() * 1.0001  # strictly inside the last bin
-        self.width = torch.where(self.width == 0, highest / BINS, self.width)
-        while (wide := highest > self.width * BINS).any():
-            half = self.counts[wide].view(-1, BINS // 2, 2).sum(-1)
-            self.counts[wide] = torch.cat([half, torch.zeros_like(half)], 1)
-            self.width[wide] *= 2
-        k, c = f.nonzero(as_tuple=True)
-        bins = (f[k, c].double() / self.width[k]).long().clamp(max=BINS - 1)
-        self.counts += torch.bincount(k * BINS + bins, minlength=self.counts.numel()).view_as(
-            self.counts
-        )
-
-
 @torch.no_grad()
 def scan(
     blocks: Int[Tensor, "N T"],
@@ -92,88 +41,193 @@ def scan(
 
     Returns:
         A dict a latent: `density, max, histogram, top, sample` (by falling activation, `q` their
-            quantile) and
-        `background`, the numbers of the windows where it is on `at` the window's token or `near`
-        it. Then the windows.
+        quantile) and `background`, the numbers of the windows where it is on `at` the window's
+        token or `near` it. Then the windows.
 
     Raises:
         ValueError: on activations below 0 or not finite.
     """
     N, T = blocks.shape
+    tokens = N * (T - 1)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(N * (T - 1), generator=generator)[:background].sort().values
-    drawn = torch.stack([drawn // (T - 1), drawn % (T - 1)], 1)
-    best = None
+    drawn = torch.randperm(tokens, generator=generator)[:background].sort().values
+    drawn = positions(drawn, T - 1)
+    kept = None
     for first in tqdm(range(0, N, batch), desc="collect examples", unit="batch", disable=None):
-        f = read(blocks[first : first + batch]).permute(2, 0, 1).float().cpu()  # (K, B, T - 1)
-        if not f.min() >= 0:
-            raise ValueError(
-                f"activations of latents must be finite and at least 0, got {float(f.min())}"
-            )
-        K, B, _ = f.shape
-        if best is None:
-            width = before + 1 + after
-            best, some, hist = Best(K, top, width), Best(K, sample, width), Histogram(K)
-            at, near = torch.zeros(2, K, len(drawn), dtype=torch.bool)
-        padded = F.pad(f, (before, after))
-        windows = padded.unfold(-1, width, 1)
-        highest, position = f.max(-1)
-        where = torch.stack([torch.arange(B).expand(K, B), position], -1)
-        best.offer(torch.where(highest > 0, highest, -1.0), where, windows, first)
-        peak = (f > 0) & (f == F.max_pool1d(padded, width, 1))
-        key = torch.where(peak, torch.rand(f.shape, generator=generator), -1.0).flatten(1)
-        index = torch.arange(B * (T - 1))
-        where = torch.stack([index // (T - 1), index % (T - 1)], -1).expand(K, -1, 2)
-        some.offer(key, where, windows, first)
-        hist.add(f.flatten(1))
-        here = ((drawn[:, 0] >= first) & (drawn[:, 0] < first + B)).nonzero()[:, 0]
-        on = windows[:, drawn[here, 0] - first, drawn[here, 1]] > 0
-        at[:, here], near[:, here] = on[..., before], on.sum(-1) > on[..., before]
+        f = checked(read(blocks[first : first + batch])).permute(2, 0, 1)
+        if kept is None:  # K is known from the first batch on
+            kept = Kept(len(f), top, sample, drawn, before, after)
+        kept.add(f, first, generator)
+    text = Text(blocks, tokenizer, before, after)
+    latents = [described(kept, k, text, tokens) for k in range(kept.K)]
+    return latents, [text.window(*place) for place in drawn.tolist()]
 
-    pieces = Pieces(tokenizer)
 
-    def window(block: int, position: int) -> dict:
-        start, stop = (
-            max(1, position + 1 - before),
-            min(T, position + 2 + after),
-        )  # block positions; 0 is left out
-        tokens = [pieces[int(i)] for i in blocks[block, start:stop]]
-        return {"block": block, "pos": position + 1, "at": position + 1 - start, "tokens": tokens}
+def positions(index: Int[Tensor, " C"], length: int) -> Int[Tensor, "C 2"]:
+    """(block, position) of tokens that are numbered through blocks of one length."""
+    return torch.stack([index // length, index % length], 1)
 
-    def examples(kept: Best, k: int) -> list[dict]:
-        found = []
-        for (block, position), acts in zip(
-            kept.where[k][kept.key[k] >= 0].tolist(), kept.acts[k], strict=False
-        ):
-            shown = window(block, position)
-            skip = before - shown["at"]
-            shown["acts"] = [plain(a) for a in acts[skip : skip + len(shown["tokens"])].tolist()]
-            found.append(shown)
-        return sorted(found, key=lambda e: (-e["acts"][e["at"]], e["block"], e["pos"]))
 
-    latents = []
-    for k in range(K):
-        counts = hist.counts[k].tolist()
-        while counts and counts[-1] == 0:
-            counts.pop()
-        rows = examples(some, k)
-        for i, row in enumerate(rows):
-            row["q"] = round(1 - i / max(len(rows) - 1, 1), 3)
-        tops = examples(best, k)
-        latents.append(
-            {
-                "density": plain(sum(counts) / (N * (T - 1)), 6),
-                "max": tops[0]["acts"][tops[0]["at"]] if tops else 0,
-                "histogram": {"width": plain(float(hist.width[k]), 6), "counts": counts},
-                "top": tops,
-                "sample": rows,
-                "background": {
-                    "at": at[k].nonzero()[:, 0].tolist(),
-                    "near": near[k].nonzero()[:, 0].tolist(),
-                },
-            }
+def checked(f: Tensor) -> Tensor:
+    """Activations on the CPU. Raises ValueError on those below 0 or not finite."""
+    f = f.float().cpu()
+    lowest = f.min()
+    if not lowest >= 0:  # also where it is NaN
+        raise ValueError(
+            f"activations of latents must be finite and at least 0, got {float(lowest)}"
         )
-    return latents, [window(*place) for place in drawn.tolist()]
+    return f
+
+
+class Kept:
+    """What the pass over the text keeps of K latents: it has one size, however long the text is."""
+
+    def __init__(
+        self,
+        K: int,
+        top: int,
+        sample: int,
+        drawn: Int[Tensor, "windows 2"],
+        before: int,
+        after: int,
+    ):
+        self.K, self.before, self.after = K, before, after
+        self.width = before + 1 + after  # tokens of a window
+        self.strongest = Best(K, top, self.width)
+        self.peaks = Best(K, sample, self.width)
+        self.histogram = Histogram(K)
+        self.drawn = drawn
+        self.on_at = torch.zeros(K, len(drawn), dtype=torch.bool)
+        self.on_near = torch.zeros(K, len(drawn), dtype=torch.bool)
+
+    def add(self, f: Float[Tensor, "K B t"], first: int, generator: torch.Generator) -> None:
+        """Take in a batch of blocks, the first of which is number `first` of the text."""
+        padded = F.pad(f, (self.before, self.after))
+        windows = padded.unfold(-1, self.width, 1)  # a view: (K, B, t, width)
+        self.add_strongest(f, windows, first)
+        self.add_peaks(f, padded, windows, first, generator)
+        self.histogram.add(f.flatten(1))
+        self.add_background(windows, first)
+
+    def add_strongest(self, f: Float[Tensor, "K B t"], windows: Tensor, first: int) -> None:
+        """Offer the highest token of each block: two of one text would show the same twice."""
+        K, B, _ = f.shape
+        highest, position = f.max(-1)
+        key = torch.where(highest > 0, highest, -1.0)
+        where = torch.stack([torch.arange(B).expand(K, B), position], -1)
+        self.strongest.offer(key, where, windows, first)
+
+    def add_peaks(
+        self,
+        f: Float[Tensor, "K B t"],
+        padded: Tensor,
+        windows: Tensor,
+        first: int,
+        generator: torch.Generator,
+    ) -> None:
+        """Offer every peak under a random key: the highest keys are a uniform sample of all."""
+        K, B, length = f.shape
+        peak = (f > 0) & (f == F.max_pool1d(padded, self.width, 1))
+        key = torch.where(peak, torch.rand(f.shape, generator=generator), -1.0).flatten(1)
+        where = positions(torch.arange(B * length), length).expand(K, -1, 2)
+        self.peaks.offer(key, where, windows, first)
+
+    def add_background(self, windows: Float[Tensor, "K B t width"], first: int) -> None:
+        """Note at which of the drawn windows of this batch each latent is on."""
+        block, position = self.drawn.unbind(1)
+        in_batch = (block >= first) & (block < first + windows.shape[1])
+        numbers = in_batch.nonzero()[:, 0]
+        on = windows[:, block[numbers] - first, position[numbers]] > 0
+        on_at = on[..., self.before]
+        self.on_at[:, numbers] = on_at
+        self.on_near[:, numbers] = on.sum(-1) > on_at  # at another token of the window, too
+
+
+class Best:
+    """The `size` windows with the highest key for each of K latents, over a stream."""
+
+    def __init__(self, K: int, size: int, width: int):
+        self.key = torch.full((K, size), -1.0)  # keys are at least 0: -1 marks an empty place
+        self.where = torch.zeros(K, size, 2, dtype=torch.long)  # block, position in f
+        self.acts = torch.zeros(K, size, width)
+
+    def offer(
+        self, key: Float[Tensor, "K C"], where: Int[Tensor, "K C 2"], windows: Tensor, first: int
+    ) -> None:
+        """Candidates: their keys, their (block of this batch, position), and `windows[k, block,
+        position]`.
+        """
+        size = self.key.shape[1]
+        key, best = key.topk(min(size, key.shape[1]))
+        where = where.gather(1, best[..., None].expand(-1, -1, 2))
+        # Those kept so far come first, candidates after them: a number from `size` on is a new one.
+        self.key, chosen = torch.cat([self.key, key], 1).topk(size)
+        in_text = where + torch.tensor([first, 0])
+        both = torch.cat([self.where, in_text], 1)
+        self.where = both.gather(1, chosen[..., None].expand(-1, -1, 2))
+        kept = chosen.clamp(max=size - 1)  # of new ones any row: they are overwritten below
+        self.acts = self.acts.gather(1, kept[..., None].expand_as(self.acts))
+        # Windows are copied of those alone that stay: all candidates' would not fit in memory.
+        k, place = (chosen >= size).nonzero(as_tuple=True)
+        block, position = where[k, chosen[k, place] - size].unbind(-1)
+        self.acts[k, place] = windows[k, block, position]
+
+
+class Histogram:
+    """Counts of the activations above 0 in equal bins from 0, whose width doubles when an
+    activation is beyond.
+    """
+
+    def __init__(self, K: int):
+        self.width = torch.zeros(K, dtype=torch.float64)
+        self.counts = torch.zeros(K, BINS, dtype=torch.long)
+
+    def add(self, f: Float[Tensor, "K C"]) -> None:
+        highest = f.amax(1).double() * 1.0001  # strictly inside the last bin
+        self.width = torch.where(self.width == 0, highest / BINS, self.width)
+        self.widen(highest)
+        k, c = f.nonzero(as_tuple=True)
+        bins = (f[k, c].double() / self.width[k]).long().clamp(max=BINS - 1)
+        counts = torch.bincount(k * BINS + bins, minlength=self.counts.numel())
+        self.counts += counts.view_as(self.counts)
+
+    def widen(self, highest: Float[Tensor, " K"]) -> None:
+        """Double the width of a latent's bins until they reach its highest activation."""
+        while True:
+            beyond = highest > self.width * BINS
+            if not beyond.any():
+                return
+            half = self.counts[beyond].view(-1, BINS // 2, 2).sum(-1)
+            self.counts[beyond] = torch.cat([half, torch.zeros_like(half)], 1)
+            self.width[beyond] *= 2
+
+
+class Text:
+    """The blocks as text: windows around a token."""
+
+    def __init__(self, blocks: Int[Tensor, "N T"], tokenizer, before: int, after: int):
+        self.blocks, self.before, self.after = blocks, before, after
+        self.pieces = Pieces(tokenizer)
+
+    def window(self, block: int, position: int) -> dict:
+        """The window around a position in f, which is one less than the position in the block."""
+        pos = position + 1
+        start = max(1, pos - self.before)  # position 0 is left out
+        stop = min(self.blocks.shape[1], pos + 1 + self.after)
+        tokens = [self.pieces[int(i)] for i in self.blocks[block, start:stop]]
+        return {"block": block, "pos": pos, "at": pos - start, "tokens": tokens}
+
+    def examples(self, best: Best, k: int) -> list[dict]:
+        """Windows of latent k with their activations, by falling activation of their own token."""
+        filled = best.key[k] >= 0
+        places, windows = best.where[k][filled].tolist(), best.acts[k][filled].tolist()
+        rows = []
+        for (block, position), acts in zip(places, windows, strict=True):
+            row = self.window(block, position)
+            skip = self.before - row["at"]  # what the window lacks at the start of a block
+            row["acts"] = [short(act) for act in acts[skip : skip + len(row["tokens"])]]
+            rows.append(row)
+        return sorted(rows, key=lambda row: (-height(row), row["block"], row["pos"]))
 
 
 class Pieces(dict):
@@ -184,11 +238,38 @@ class Pieces(dict):
 
     def __missing__(self, i: int) -> str:
         text, raw = self.tokenizer.decode([i]), self.tokenizer.convert_ids_to_tokens(i)
-        self[i] = " " + text if raw and raw.startswith("▁") and not text.startswith(" ") else text
+        dropped = raw and raw.startswith("▁") and not text.startswith(" ")
+        self[i] = " " + text if dropped else text
         return self[i]
 
 
-def plain(value: float, digits: int = 3) -> float | int:
+def height(example: dict) -> float | int:
+    """The activation at an example's own token."""
+    return example["acts"][example["at"]]
+
+
+def described(kept: Kept, k: int, text: Text, tokens: int) -> dict:
+    """Latent k as plain data, as `scan` returns it, from a text of so many tokens."""
+    top, sample = text.examples(kept.strongest, k), text.examples(kept.peaks, k)
+    for i, row in enumerate(sample):
+        row["q"] = round(1 - i / max(len(sample) - 1, 1), 3)
+    counts = kept.histogram.counts[k].tolist()
+    while counts and counts[-1] == 0:
+        counts.pop()
+    return {
+        "density": short(sum(counts) / tokens, 6),
+        "max": height(top[0]) if top else 0,
+        "histogram": {"width": short(float(kept.histogram.width[k]), 6), "counts": counts},
+        "top": top,
+        "sample": sample,
+        "background": {
+            "at": kept.on_at[k].nonzero()[:, 0].tolist(),
+            "near": kept.on_near[k].nonzero()[:, 0].tolist(),
+        },
+    }
+
+
+def short(value: float, digits: int = 3) -> float | int:
     """A number rounded to significant digits, an integer where it is one: short in json."""
     rounded = float(f"{value:.{digits}g}")
     return int(rounded) if rounded == int(rounded) else rounded

@@ -8,9 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gsae.interpretability.examples import Pieces, scan
-from gsae.interpretability.latent_files import SCHEMA
+from gsae.interpretability.latent_files import LATENTS_SCHEMA
 from gsae.lm import corpus
 from gsae.lm.models import LM
+
+AT_ONCE = 64  # latents whose logits and cosines with all M latents are in memory together
 
 
 @torch.no_grad()
@@ -45,12 +47,35 @@ def collect(
         ValueError: without a scale, on latents the SAE does not have, on a site or layer that does
             not fit it.
     """
-    M, n = sae.W_dec.shape
-    if scale is None and (scale := getattr(sae, "about", {}).get("scale")) is None:
+    scale = scale_of(sae) if scale is None else scale
+    check(sae, lm, site, latents)
+    reader = Reader(sae, lm, site, layer, latents, scale)
+    examples, windows = scan(blocks, reader, lm.tokenizer, **options)
+    directions = of_directions(sae, lm, site, layer, latents, facts)
+    shown = [row | direction for row, direction in zip(examples, directions, strict=True)]
+    return {
+        "schema": LATENTS_SCHEMA,
+        "provenance": {"run": run, **reader.provenance(blocks), **(about or {})},
+        "latents": shown,
+        "background": windows,
+    }
+
+
+def scale_of(sae) -> float:
+    """The scale that the SAE says its inputs have. Raises ValueError where it says none."""
+    scale = getattr(sae, "about", {}).get("scale")
+    if scale is None:
         raise ValueError(
             "the SAE does not say how its inputs were scaled: pass scale (1.0 for raw activations)"
         )
-    if not latents or len(set(latents)) < len(latents) or not 0 <= min(latents) <= max(latents) < M:
+    return scale
+
+
+def check(sae, lm: LM, site: str, latents: Sequence[int]) -> None:
+    """Raises ValueError on latents the SAE does not have, and on a site of another width."""
+    M, n = sae.W_dec.shape
+    different = len(set(latents)) == len(latents)
+    if not latents or not different or not 0 <= min(latents) <= max(latents) < M:
         raise ValueError(
             f"latents must be different numbers from 0 to {M - 1}, at least one; got "
             f"{list(latents)[:9]}"
@@ -59,51 +84,74 @@ def collect(
         raise ValueError(
             f"the SAE reads activations of width {n}, {site} of {lm.name} has width {lm.d(site)}"
         )
-    chosen, key, fired = torch.tensor(latents, device=sae.W_dec.device), (site, layer), 0
 
-    def read(part: Tensor) -> Tensor:
-        nonlocal fired
-        f = sae.encode(
-            lm.activations(part, [key])[key][:, 1:].to(chosen.device, torch.float32) * scale
-        )
-        fired += int((f > 0).sum())
-        return f[..., chosen]
 
-    found, windows = scan(blocks, read, lm.tokenizer, **options)
-    W, neurons = F.normalize(sae.W_dec.detach().float(), dim=1), outputs(lm, site, layer)
-    for start in range(0, len(latents), 64):
-        part = chosen[start : start + 64]
+class Reader:
+    """Tokens -> activations of some latents from position 1 on. On the way it counts how often any
+    latent of the SAE is on, which gives L0 without a second pass.
+    """
+
+    def __init__(self, sae, lm: LM, site: str, layer: int, latents: Sequence[int], scale: float):
+        self.sae, self.lm, self.site, self.layer, self.scale = sae, lm, site, layer, scale
+        self.latents = torch.tensor(latents, device=sae.W_dec.device)
+        self.fired = 0
+
+    def __call__(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B t K"]:
+        key = (self.site, self.layer)
+        x = self.lm.activations(tokens, [key])[key][:, 1:]
+        x = x.to(self.latents.device, torch.float32)
+        f = self.sae.encode(x * self.scale)
+        self.fired += int((f > 0).sum())
+        return f[..., self.latents]
+
+    def provenance(self, blocks: Int[Tensor, "N T"]) -> dict:
+        """What was read and with which result; once all blocks are read."""
+        N, T = blocks.shape
+        M, n = self.sae.W_dec.shape
+        tokens = N * (T - 1)
+        return {
+            "lm": self.lm.name,
+            "site": self.site,
+            "layer": self.layer,
+            "n": n,
+            "M": M,
+            "scale": float(self.scale),
+            "l0": round(self.fired / tokens, 2),
+            "tokens": tokens,
+            "context": T,
+            "corpus": corpus.token_hash(corpus.as_blocks(blocks.cpu().flatten().numpy(), T)),
+        }
+
+
+def of_directions(
+    sae, lm: LM, site: str, layer: int, latents: Sequence[int], facts: int
+) -> list[dict]:
+    """What decoder directions tell without any text: logits, similar latents, neurons; a dict a
+    latent.
+    """
+    W = F.normalize(sae.W_dec.detach().float(), dim=1)
+    written = neuron_outputs(lm, site, layer)
+    pieces, few = Pieces(lm.tokenizer), facts // 2
+    rows = []
+    for part in torch.tensor(latents, device=W.device).split(AT_ONCE):
         effects = lm.direct_logits(W[part], site, layer).cpu()
         cosines = (W[part] @ W.T).scatter(1, part[:, None], -torch.inf)  # not itself
-        for k, (effect, cosine) in enumerate(zip(effects, cosines, strict=True), start):
-            found[k] |= {"latent": latents[k], "logits": ends(effect, Pieces(lm.tokenizer), facts)}
-            found[k]["similar"] = largest(cosine, min(facts // 2, M - 1))
+        for latent, effect, cosine in zip(part.tolist(), effects, cosines, strict=True):
+            direction = W[latent]
+            row = {
+                "latent": latent,
+                "logits": ends(effect, pieces, facts),
+                "similar": largest(cosine, min(few, len(W) - 1)),
+            }
             if site == "mlp_neurons":
-                found[k]["neurons"] = largest(W[latents[k]].square(), facts // 2)
-            if neurons is not None:
-                found[k]["aligned"] = largest(
-                    (neurons @ W[latents[k]].to(neurons.device)).abs(), facts // 2
-                )
-    tokens = corpus.as_blocks(blocks.cpu().flatten().numpy(), blocks.shape[1])
-    count = blocks.shape[0] * (blocks.shape[1] - 1)
-    provenance = {
-        "run": run,
-        "lm": lm.name,
-        "site": site,
-        "layer": layer,
-        "n": n,
-        "M": M,
-        "scale": float(scale),
-        "l0": round(fired / count, 2),
-        "tokens": count,
-        "context": blocks.shape[1],
-        "corpus": corpus.token_hash(tokens),
-        **(about or {}),
-    }
-    return {"schema": SCHEMA, "provenance": provenance, "latents": found, "background": windows}
+                row["neurons"] = largest(direction.square(), few)
+            if written is not None:
+                row["aligned"] = largest((written @ direction.to(written.device)).abs(), few)
+            rows.append(row)
+    return rows
 
 
-def outputs(lm: LM, site: str, layer: int) -> Float[Tensor, "d_mlp n"] | None:
+def neuron_outputs(lm: LM, site: str, layer: int) -> Float[Tensor, "d_mlp n"] | None:
     """What each neuron of the layer writes, as unit vectors, at the sites that it writes to; else
     None.
     """
@@ -115,19 +163,18 @@ def outputs(lm: LM, site: str, layer: int) -> Float[Tensor, "d_mlp n"] | None:
 def largest(values: Float[Tensor, " M"], count: int) -> list[list]:
     """The largest entries as `[index, value]`."""
     top = values.topk(min(count, len(values)))
-    return [
-        [i, round(v, 3)] for i, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    ]
+    entries = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [[index, round(value, 3)] for index, value in entries]
 
 
 def ends(logits: Float[Tensor, " V"], pieces: Pieces, count: int) -> dict[str, list]:
     """The tokens whose logits a direction raises and lowers most, `[text, logit]`."""
     count = min(count, len(logits))
-    ids = {
-        "raised": logits.topk(count).indices,
-        "lowered": logits.topk(count, largest=False).indices,
-    }
-    return {
-        name: [[pieces[i], round(float(logits[i]), 2)] for i in order.tolist()]
-        for name, order in ids.items()
-    }
+    raised, lowered = logits.topk(count), logits.topk(count, largest=False)
+    return {"raised": labelled(raised, pieces), "lowered": labelled(lowered, pieces)}
+
+
+def labelled(top: torch.return_types.topk, pieces: Pieces) -> list[list]:
+    """The entries of a topk over the vocabulary as `[text, logit]`."""
+    entries = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [[pieces[token], round(logit, 2)] for token, logit in entries]

@@ -7,34 +7,44 @@ whoever scores have the same study.
 
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from gsae.evidence.verdict import NOT_RUN, NOT_TESTED, Verdict, graded
 from gsae.interpretability import (
+    compared_saes,
     dashboards,
+    drawing,
     latent_files,
     matched_pairs,
+    rating_analysis,
     rating_files,
     rating_page,
     rating_report,
     rating_statistics,
 )
+from gsae.interpretability.compared_saes import SAE, Cell, StudyError
+from gsae.interpretability.rating_report import several
 
-PAIRS, LEAST, SEED = 5, 60, 0  # at least so many pairs a page, and in all
-QUARTILES = (0.25, 0.5, 0.75)
-COMMAND = (
-    "gsae study score ratings-*.json --key key.json --partial"  # who stops half way rates, too
-)
+PAIRS = 5  # at least so many a page
+LEAST_PAIRS = 60  # in all
+DRAWING_SEED = 0
+QUARTILES = {"lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75}
+COLLECT = "gsae study collect --scale cpu"
+# --partial: who stops half way rates, too
+COMMAND = "gsae study score ratings-*.json --key key.json --partial"
+NOT_COLLECTED = f"<p>Not yet run: no latents are collected. <code>{COLLECT}</code></p>"
 
 
 def dealt(places: int, fewest: int) -> tuple[int, int]:
     """Pairs of each place on a page, and pages: ten to twelve latents a page (of four places 16),
-    `LEAST` pairs in all, as far as the fewest latents collected of an SAE go.
+    `LEAST_PAIRS` pairs in all, as far as the fewest latents collected of an SAE go.
     """
     pairs = min(-(-PAIRS // places), fewest)
-    return pairs, max(min(-(-LEAST // (pairs * places)), fewest // pairs), 1)
+    enough = -(-LEAST_PAIRS // (pairs * places))
+    return pairs, max(min(enough, fewest // pairs), 1)
 
 
-def matched(folder: Path) -> tuple[dict[matched_pairs.Cell, list[matched_pairs.SAE]], int]:
+def matched(folder: Path) -> tuple[dict[Cell, list[SAE]], int]:
     """The places with collected latents of matched SAEs, and the fewest latents of one of these; no
     place where nothing is collected. Raises StudyError or DataError where the folder's files are
     damaged, or not of matched SAEs.
@@ -42,22 +52,29 @@ def matched(folder: Path) -> tuple[dict[matched_pairs.Cell, list[matched_pairs.S
     files = sorted(Path(folder).glob("*.json"))
     if not files:
         return {}, 0
-    cells, problems = matched_pairs.match(matched_pairs.collected(files))
+    cells, problems = matched_pairs.match(compared_saes.collected(files))
     if not cells:
-        raise matched_pairs.StudyError("; ".join(problems))
-    return cells, min(
-        sum(latent["max"] > 0 for latent in sae.latents) for saes in cells.values() for sae in saes
-    )
+        raise StudyError("; ".join(problems))
+    saes = [sae for pair in cells.values() for sae in pair]
+    return cells, min(map(ever_on, saes))
+
+
+def ever_on(sae: SAE) -> int:
+    """How many of an SAE's collected latents are ever on."""
+    return sum(latent["max"] > 0 for latent in sae.latents)
 
 
 def study(folder: Path) -> tuple[dict, dict[str, dict]] | None:
-    """Key and shown latents (`pairs.draw`) of the book's own study; None where the latents are not
-    collected yet.
+    """Key and shown latents (`drawing.draw`) of the book's own study; None where the latents are
+    not collected yet.
 
     Raises as `matched`.
     """
     cells, fewest = matched(folder)
-    return matched_pairs.draw(cells, *dealt(len(cells), fewest), seed=SEED) if cells else None
+    if not cells:
+        return None
+    pairs, pages = dealt(len(cells), fewest)
+    return drawing.draw(cells, pairs, pages, seed=DRAWING_SEED)
 
 
 def publish(folder: Path, target: Path) -> list[Path]:
@@ -71,13 +88,7 @@ def publish(folder: Path, target: Path) -> list[Path]:
     return written
 
 
-def names(key: dict) -> list[str]:
-    """The pages' file names, as `page.write` chooses them."""
-    several = len(key["pages"]) > 1
-    return [f"rate-{p['page']}.html" if several else "rate.html" for p in key["pages"]]
-
-
-def places(key: dict) -> list[tuple[str, str, int]]:
+def studied_places(key: dict) -> list[Cell]:
     """Where the latents of a study are from, in order: language model, site, layer."""
     return sorted({(row["lm"], row["site"], row["layer"]) for row in key["items"].values()})
 
@@ -88,50 +99,75 @@ def links(folder: Path, way: str) -> str:
     """
     made = study(folder)
     if made is None:
-        return (
-            "<p>Not yet run: no latents are collected. <code>gsae study collect --scale "
-            "cpu</code></p>"
-        )
-    key = made[0]
+        return NOT_COLLECTED
+    key, _ = made
     total, each = len(key["items"]) // len(key["arms"]), len(key["pages"][0]["items"])
-    items = "".join(
-        f'<li><a href="{escape(way)}/{n}">page {i}</a></li>' for i, n in enumerate(names(key), 1)
-    )
+    way = escape(way)
+    items = [
+        f'<li><a href="{way}/{name}">page {number}</a></li>'
+        for number, name in enumerate(rating_page.page_names(key), 1)
+    ]
     return (
         f'<div class="gsae-study"><p>Study <code>{escape(key["study"])}</code>: '
-        f"{total} pairs from {rating_report.several(len(places(key)), 'place')}, {each} latents a "
+        f"{total} pairs from {several(len(studied_places(key)), 'place')}, {each} latents a "
         "page. Choose any:</p>"
         '<ul style="display:flex;flex-wrap:wrap;gap:.2em '
-        f'1.2em;list-style:none;padding:0">{items}</ul>'
-        f'<p><a href="{escape(way)}/key.json" download>The key</a>: open it after rating only. '
+        f'1.2em;list-style:none;padding:0">{"".join(items)}</ul>'
+        f'<p><a href="{way}/key.json" download>The key</a>: open it after rating only. '
         "It says which latent is of which autoencoder, and a rater who has seen it is no longer "
         "blind.</p></div>"
     )
+
+
+class StudySize(NamedTuple):
+    """How large the book's own study is, and how large the collected latents let one be."""
+
+    places: int
+    pairs: int  # of each place on a page
+    pages: int
+    most_pages: int
+
+    def command(self) -> str | None:
+        """What makes the largest study; None where the book's own is it."""
+        if self.most_pages <= self.pages:
+            return None
+        return f"gsae study make --pairs {self.pairs} --pages {self.most_pages}"
+
+
+def study_size(folder: Path) -> StudySize | None:
+    """None where nothing is collected. Raises as `matched`."""
+    cells, fewest = matched(folder)
+    if not cells:
+        return None
+    pairs, pages = dealt(len(cells), fewest)
+    return StudySize(len(cells), pairs, pages, fewest // pairs)
 
 
 def larger(folder: Path) -> str:
     """What study the collected latents suffice for, beyond the book's own, and the command that
     makes it.
     """
-    cells, fewest = matched(folder)
-    if not cells:
-        return "No latents are collected: gsae study collect --scale cpu"
-    of_each, pages = dealt(len(cells), fewest)
-    total, most = len(cells) * of_each * pages, len(cells) * of_each * (fewest // of_each)
-    if fewest // of_each <= pages:
-        return f"All latents that are collected are on the pages above: {total} pairs."
+    size = study_size(folder)
+    if size is None:
+        return f"No latents are collected: {COLLECT}"
+    a_page = size.places * size.pairs
+    command = size.command()
+    if command is None:
+        return (
+            f"All latents that are collected are on the pages above: {a_page * size.pages} pairs."
+        )
     return (
-        f"The pages above have {total} pairs, the latents that are collected suffice for {most}: "
-        f"gsae study make --pairs {of_each} --pages {fewest // of_each}"
+        f"The pages above have {a_page * size.pages} pairs, the latents that are collected suffice "
+        f"for {a_page * size.most_pages}: {command}"
     )
 
 
-def chosen(held: dict) -> list[dict]:
+def chosen(data: dict) -> list[dict]:
     """Of one SAE's latents the three nearest to the quartiles of their densities, lowest density
     first.
     """
-    rows = sorted(held["latents"], key=lambda latent: (latent["density"], latent["latent"]))
-    return [rows[round(q * (len(rows) - 1))] for q in QUARTILES]
+    rows = sorted(data["latents"], key=lambda latent: (latent["density"], latent["latent"]))
+    return [rows[round(share * (len(rows) - 1))] for share in QUARTILES.values()]
 
 
 def gallery(folder: Path) -> str:
@@ -143,68 +179,70 @@ def gallery(folder: Path) -> str:
     is told.
     """
     apart = sorted((Path(folder) / "apart").glob("*.json"))
-    files, note = (
-        apart or sorted(Path(folder).glob("*.json")),
-        "These latents are on the rating pages too: rate first.",
-    )
+    files = apart or sorted(Path(folder).glob("*.json"))
     if not files:
-        return (
-            "<p>Not yet run: no latents are collected. <code>gsae study collect --scale "
-            "cpu</code></p>"
-        )
-    parts = [f"<style>{dashboards.css()}</style>", "" if apart else f"<p><b>{note}</b></p>"]
-    order = {arm: n for n, arm in enumerate(matched_pairs.ARMS)}
-    of = lambda p: (p["lm"], p["layer"], p["site"])
-    every = sorted(
-        map(latent_files.load, files),
-        key=lambda h: (of(h["provenance"]), order.get(h["provenance"].get("arm"), 9)),
-    )
-    for held in every:
-        source = held["provenance"]
-        first = of(source) == of(every[0]["provenance"])
-        title = (
-            f"{source.get('arm', '')} SAE, {source['lm']}, {source['site']}, layer "
-            f"{source['layer']}"
-        )
-        parts.append(f"<p><b>{escape(title)}</b>, run {escape(source['run'])}</p>")
-        for place, latent in enumerate(chosen(held)):
-            told = (
-                f"Latent {latent['latent']}: "
-                f"{('lower quartile', 'median', 'upper quartile')[place]} of density"
-            )
-            body = dashboards.fragment(latent, style=False)
-            opened = " open" if apart and first and place == 0 else ""
-            parts.append(f"<details{opened}><summary>{told}</summary>{body}</details>")
+        return NOT_COLLECTED
+    parts = [f"<style>{dashboards.css()}</style>"]
+    if not apart:
+        parts.append("<p><b>These latents are on the rating pages too: rate first.</b></p>")
+    saes = sorted(map(latent_files.load, files), key=order_shown)
+    first_place = place_shown(saes[0])
+    for data in saes:
+        unfolded = bool(apart) and place_shown(data) == first_place
+        parts.append(shown_sae(data, unfolded))
     return f'<div class="gsae-gallery">{"".join(parts)}</div>'
 
 
+def place_shown(data: dict) -> tuple[str, int, str]:
+    source = data["provenance"]
+    return source["lm"], source["layer"], source["site"]
+
+
+def order_shown(data: dict) -> tuple:
+    """By place, gated before baseline, other arms last."""
+    ranks = {arm: rank for rank, arm in enumerate(matched_pairs.ARMS)}
+    return place_shown(data), ranks.get(data["provenance"].get("arm"), len(ranks))
+
+
+def shown_sae(data: dict, unfolded: bool) -> str:
+    """The `chosen` latents of one SAE, folded, but the first one where asked for."""
+    source = data["provenance"]
+    title = (
+        f"{source.get('arm', '')} SAE, {source['lm']}, {source['site']}, layer {source['layer']}"
+    )
+    parts = [f"<p><b>{escape(title)}</b>, run {escape(source['run'])}</p>"]
+    for place, (quartile, latent) in enumerate(zip(QUARTILES, chosen(data), strict=True)):
+        summary = f"Latent {latent['latent']}: {quartile} of density"
+        body = dashboards.fragment(latent, style=False)
+        opened = " open" if unfolded and place == 0 else ""
+        parts.append(f"<details{opened}><summary>{summary}</summary>{body}</details>")
+    return "".join(parts)
+
+
 def analysis(folder: Path) -> dict | None:
-    """`statistics.analyse` of the ratings in `folder`/ratings, by the book's own key; None where
-    there are none. Pages may be rated in part.
+    """`rating_analysis.analyse` of the ratings in `folder`/ratings, by the book's own key; None
+    where there are none. Pages may be rated in part.
     """
     files = sorted((Path(folder) / "ratings").glob("*.json"))
     if not files:
         return None
     made = study(folder)
     if made is None:
-        raise matched_pairs.StudyError(
+        raise StudyError(
             f"{folder} has ratings and no collected latents to join them with: restore them with "
             "git"
         )
-    key = made[0]
-    return rating_statistics.analyse(
-        rating_files.join(files, key, partial=True), key["arms"], key["reference"]
-    )
+    key, _ = made
+    ratings = rating_files.join(files, key, partial=True)
+    return rating_analysis.analyse(ratings, key["arms"], key["reference"])
 
 
 def verdict(folder: Path) -> str:
     """The analysis of the ratings on record as a text; what to do where there are none."""
-    found = analysis(folder)
-    return (
-        rating_report.text(found)
-        if found
-        else f"not yet run: no ratings are on record.\nRate a page, export, then: {COMMAND}"
-    )
+    result = analysis(folder)
+    if result is None:
+        return f"not yet run: no ratings are on record.\nRate a page, export, then: {COMMAND}"
+    return rating_report.text(result)
 
 
 def judged(folder: Path) -> Verdict:
@@ -214,25 +252,24 @@ def judged(folder: Path) -> Verdict:
     One SAE an arm and place is compared: the interval covers the choice of latents, not the seed,
     so it is `partly` at best.
     """
-    found = analysis(folder)
-    if found is None:
-        more = larger(folder).partition("gsae study make")
-        pages = f"`{more[1]}{more[2]}`, raters, then " if more[1] else ""
+    result = analysis(folder)
+    if result is None:
+        size = study_size(folder)
+        command = size.command() if size else None
+        pages = f"`{command}`, raters, then " if command else ""
         return Verdict(
             NOT_RUN,
             f"no ratings on record; what settles it: {pages}`{COMMAND}`",
             "no ratings on record",
         )
-    of = found["comparisons"][0]["contrasts"]["all"]
+    contrast = result["comparisons"][0]["contrasts"]["all"]
     ours = (
-        f"{of['difference']:+.2f} {rating_report.bounds(of['interval'], '+')}, {of['pairs']} "
-        "pairs, "
+        f"{contrast['difference']:+.2f} {rating_report.bounds(contrast['interval'], '+')}, "
+        f"{contrast['pairs']} pairs, {several(len(result['raters']), 'rater')}: "
+        f"{contrast['non_inferiority']}; one SAE an arm and place"
     )
-    ours += (
-        f"{rating_report.several(len(found['raters']), 'rater')}: {of['non_inferiority']}; "
-        "one SAE an arm and place"
-    )
-    if of["non_inferiority"] in rating_statistics.SILENT:
+    if contrast["non_inferiority"] in rating_statistics.SILENT:
         return Verdict(NOT_TESTED, ours)
     margin = rating_statistics.MARGIN
-    return Verdict(graded(of["difference"] > margin, of["interval"][0] > margin, seeds=False), ours)
+    above, lower = contrast["difference"] > margin, contrast["interval"][0]
+    return Verdict(graded(above, lower > margin, seeds=False), ours)

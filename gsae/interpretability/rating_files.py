@@ -1,7 +1,7 @@
 """Rating files and the key: read, checked entry by entry, joined. No torch."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -44,7 +44,10 @@ def fields(value: object, wanted: dict[str, type], where: str) -> dict:
     return value
 
 
-def read(path: Path, wanted: dict[str, type], what: str) -> dict:
+def read_json(path: Path, wanted: dict[str, type], what: str) -> dict:
+    """A json file with the fields that are wanted of it; `what` it is among, for the message on
+    another schema. Raises RatingError.
+    """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -63,26 +66,33 @@ def read_key(path: Path) -> dict:
     """The key of a study: item -> run, arm, site, layer, latent. Raises RatingError, naming file
     and item.
     """
-    if "ratings" in (data := read(path, {}, "keys")):
+    data = read_json(path, {}, "keys")
+    if "ratings" in data:
         raise RatingError(
             f"{path} is a rating file, not a key: the key is written by `gsae study make`"
         )
     fields(data, KEY, f"{path}")
-    for name, item in data["items"].items():
-        fields(item, ITEM, f"{path}, item {name}")
-        if item["arm"] not in data["arms"]:
-            raise RatingError(
-                f"{path}, item {name}: arm {item['arm']!r} is not one of {', '.join(data['arms'])}"
-            )
-    for i, page in enumerate(data["pages"], 1):
-        fields(page, {"page": int, "items": list}, f"{path}, page {i}")
-        if unknown := [x for x in page["items"] if x not in data["items"]]:
-            raise RatingError(f"{path}, page {i}: item {unknown[0]!r} has no entry under 'items'")
+    check_items(path, data)
     if data["reference"] not in data["arms"] or len(data["arms"]) < 2:
         raise RatingError(
             f"{path}: the reference {data['reference']!r} must be one of at least two arms"
         )
     return data
+
+
+def check_items(path: Path, key: dict) -> None:
+    """Raises RatingError on an entry of a key that is malformed, of an unknown arm, or missing."""
+    for name, item in key["items"].items():
+        fields(item, ITEM, f"{path}, item {name}")
+        if item["arm"] not in key["arms"]:
+            raise RatingError(
+                f"{path}, item {name}: arm {item['arm']!r} is not one of {', '.join(key['arms'])}"
+            )
+    for i, page in enumerate(key["pages"], 1):
+        fields(page, {"page": int, "items": list}, f"{path}, page {i}")
+        unknown = [name for name in page["items"] if name not in key["items"]]
+        if unknown:
+            raise RatingError(f"{path}, page {i}: item {unknown[0]!r} has no entry under 'items'")
 
 
 def read_ratings(path: Path, key: dict, partial: bool = False) -> list[dict]:
@@ -92,66 +102,85 @@ def read_ratings(path: Path, key: dict, partial: bool = False) -> list[dict]:
         RatingError: not json, of another study, an unknown, repeated or malformed entry; or, unless
             `partial`, items of the page that are not rated. Names the file and the entry.
     """
-    data = read(path, FILE, "ratings")
+    data = read_json(path, FILE, "ratings")
+    page = page_rated(path, data, key)
+    rater = data["rater"].strip()
+    if not rater:
+        raise RatingError(
+            f"{path}: 'rater' is empty: write a name or code there, the same in all files of one "
+            "person"
+        )
+    rows: dict[str, dict] = {}
+    for number, entry in enumerate(data["ratings"], 1):
+        where = f"{path}, rating {number}"
+        fields(entry, {"item": str, "rating": str}, where)
+        item = entry["item"]
+        where += f" (item {item})"
+        check_item(where, item, key, page, data["page"])
+        if item in rows:
+            earlier = list(rows).index(item) + 1
+            raise RatingError(
+                f"{where}: the item is rated before, by rating {earlier}: delete one of them"
+            )
+        check_answer(where, entry)
+        rows[item] = {
+            "rater": rater,
+            "item": item,
+            "label": SCALE[entry["rating"]],
+            "file": str(path),
+            "explanation": entry.get("explanation", ""),
+            "seconds": entry.get("seconds"),
+        }
+    if not rows:
+        raise RatingError(f"{path} has no rating")
+    if not partial:
+        check_complete(path, page, rows)
+    return list(rows.values())
+
+
+def page_rated(path: Path, data: dict, key: dict) -> list[str]:
+    """The items of the page that a file rates. Raises RatingError where the key has no such study
+    or page.
+    """
     if data["study"] != key["study"]:
         raise RatingError(
             f"{path} rates study {data['study']!r}, the key is of {key['study']!r}: give its own "
             "key"
         )
-    page = next((p["items"] for p in key["pages"] if p["page"] == data["page"]), None)
-    if page is None:
+    for page in key["pages"]:
+        if page["page"] == data["page"]:
+            return page["items"]
+    numbers = ", ".join(str(page["page"]) for page in key["pages"])
+    raise RatingError(f"{path} rates page {data['page']}, the key has {numbers}")
+
+
+def check_item(where: str, item: str, key: dict, page: list[str], number: int) -> None:
+    """Raises RatingError where an item is not of the page, whose number is for the message."""
+    if item not in key["items"]:
+        raise RatingError(f"{where}: the key has no such item")
+    if item not in page:
+        raise RatingError(f"{where}: the item is not on page {number}")
+
+
+def check_answer(where: str, entry: dict) -> None:
+    """Raises RatingError on a rating off the scale and on an explanation that is no text."""
+    if entry["rating"] not in SCALE:
+        raise RatingError(f"{where}: rating {entry['rating']!r} is not one of {', '.join(SCALE)}")
+    if not isinstance(entry.get("explanation", ""), str):
         raise RatingError(
-            f"{path} rates page {data['page']}, the key has "
-            f"{', '.join(str(p['page']) for p in key['pages'])}"
+            f"{where}: 'explanation' must be a text, got {entry['explanation']!r:.60}"
         )
-    if not data["rater"].strip():
-        raise RatingError(
-            f"{path}: 'rater' is empty: write a name or code there, the same in all files of one "
-            "person"
-        )
-    rows, seen = [], {}
-    for i, entry in enumerate(data["ratings"], 1):
-        where = f"{path}, rating {i}"
-        fields(entry, {"item": str, "rating": str}, where)
-        item = entry["item"]
-        where += f" (item {item})"
-        if item not in key["items"]:
-            raise RatingError(f"{where}: the key has no such item")
-        if item not in page:
-            raise RatingError(f"{where}: the item is not on page {data['page']}")
-        if item in seen:
-            raise RatingError(
-                f"{where}: the item is rated before, by rating {seen[item]}: delete one of them"
-            )
-        if entry["rating"] not in SCALE:
-            raise RatingError(
-                f"{where}: rating {entry['rating']!r} is not one of {', '.join(SCALE)}"
-            )
-        if not isinstance(entry.get("explanation", ""), str):
-            raise RatingError(
-                f"{where}: 'explanation' must be a text, got {entry['explanation']!r:.60}"
-            )
-        seen[item] = i
-        rows.append(
-            {
-                "rater": data["rater"].strip(),
-                "item": item,
-                "label": SCALE[entry["rating"]],
-                "file": str(path),
-                "explanation": entry.get("explanation", ""),
-                "seconds": entry.get("seconds"),
-            }
-        )
-    if not rows:
-        raise RatingError(f"{path} has no rating")
-    missing = [item for item in page if item not in seen]
-    if missing and not partial:
+
+
+def check_complete(path: Path, page: list[str], rated: Container[str]) -> None:
+    """Raises RatingError where an item of the page is not rated."""
+    missing = [item for item in page if item not in rated]
+    if missing:
         raise RatingError(
             f"{path}: {len(missing)} of {len(page)} items are not rated, the first is "
-            f"{missing[0]}: rate them and "
-            "export again, or use --partial, which keeps the pairs rated on both sides"
+            f"{missing[0]}: rate them and export again, or use --partial, which keeps the pairs "
+            "rated on both sides"
         )
-    return rows
 
 
 def join(paths: Iterable[Path], key: dict, partial: bool = False) -> pd.DataFrame:
@@ -170,7 +199,12 @@ def join(paths: Iterable[Path], key: dict, partial: bool = False) -> pd.DataFram
         if other is not row:
             raise RatingError(
                 f"rater {row['rater']!r} rates item {row['item']} in {other['file']} and in "
-                f"{row['file']}: give one of "
-                "the two files, or tell the raters apart by their codes"
+                f"{row['file']}: give one of the two files, or tell the raters apart by their "
+                "codes"
             )
-    return pd.DataFrame([row | {k: key["items"][row["item"]][k] for k in ITEM} for row in rows])
+    return pd.DataFrame([row | origin(key, row["item"]) for row in rows])
+
+
+def origin(key: dict, item: str) -> dict:
+    """Where an item is from: its fields in the key that every key has."""
+    return {name: key["items"][item][name] for name in ITEM}

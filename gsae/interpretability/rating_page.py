@@ -2,16 +2,16 @@
 is compared.
 """
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 
 from gsae.interpretability import dashboards
-from gsae.system import files as disk
+from gsae.system import files
+
+RUN_ID = "[0-9a-f]{12}"
 
 
 class BlindingError(RuntimeError):
@@ -30,36 +30,51 @@ def render(key: Mapping, number: int, data: Mapping[str, dict]) -> str:
     corpus could do neither, even if it were not escaped.
 
     Args:
-        key: of `pairs.draw`; only the study's name and the names of the page's items are read from
-            it.
+        key: of `drawing.draw`; only the study's name and the names of the page's items are read
+            from it.
         data: item -> collected latent.
 
     Raises:
         BlindingError: when a run id of the key is on the page.
     """
     items: Sequence[str] = next(p["items"] for p in key["pages"] if p["page"] == number)
-    shown = "\n".join(
-        f'<script type="application/json" id="item-{item}">'
-        f"{inert(dashboards.fragment(data[item], blind=True, style=False))}</script>"
-        for item in items
-    )
-    template = files("gsae.interpretability").joinpath("rate.html").read_text("utf-8")
+    template = resources.files("gsae.interpretability").joinpath("rate.html").read_text("utf-8")
     script = re.search(r"<script>(.*?)</script>", template, re.S)[1]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     values = {
-        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'",
+        "policy": policy(script),
         "css": dashboards.css(),
         "study": inert({"study": key["study"], "page": number, "items": list(items)}),
-        "items": shown,
-    }  # fmt: skip
+        "items": "\n".join(element(item, data[item]) for item in items),
+    }
     html = re.sub(r"\{\{(\w+)\}\}", lambda m: values[m[1]], template)
-    for run in {row["run"] for row in key["items"].values()}:
-        if (
-            re.fullmatch("[0-9a-f]{12}", run) and run in html
-        ):  # another name may well be a word of the corpus
+    runs = {row["run"] for row in key["items"].values()}
+    for run in runs:
+        # A run with another kind of name may well be called as a word of the corpus is.
+        if re.fullmatch(RUN_ID, run) and run in html:
             raise BlindingError(f"run id {run} is on page {number}: the page would not be blind")
     return html
+
+
+def policy(script: str) -> str:
+    """The page's security policy: no request, no script but this one."""
+    digest = dashboards.script_hash(script)
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def element(item: str, latent: dict) -> str:
+    """A latent's blinded dashboard as data: a script element that nothing runs."""
+    fragment = dashboards.fragment(latent, blind=True, style=False)
+    return f'<script type="application/json" id="item-{item}">{inert(fragment)}</script>'
+
+
+def page_names(key: Mapping) -> list[str]:
+    """The pages' file names, in order."""
+    if len(key["pages"]) == 1:
+        return ["rate.html"]
+    return [f"rate-{page['page']}.html" for page in key["pages"]]
 
 
 def write(key: dict, data: Mapping[str, dict], folder: Path, force: bool = False) -> list[Path]:
@@ -71,25 +86,20 @@ def write(key: dict, data: Mapping[str, dict], folder: Path, force: bool = False
     """
     folder = Path(folder)
     target = folder / "key.json"
-    if (
-        target.exists()
-        and not force
-        and (old := json.loads(target.read_text()).get("study")) != key["study"]
-    ):
-        raise FileExistsError(
-            f"{target} is the key of study {old}: without it its ratings could not be scored. "
-            "Choose another --out, or --force"
-        )
+    if target.exists() and not force:
+        study = json.loads(target.read_text()).get("study")
+        if study != key["study"]:
+            raise FileExistsError(
+                f"{target} is the key of study {study}: without it its ratings could not be "
+                "scored. Choose another --out, or --force"
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    several = len(key["pages"]) > 1
+    # All pages are made before the first is written: a page that is not blind leaves no file.
     texts = {
-        folder / (f"rate-{p['page']}.html" if several else "rate.html"): render(
-            key, p["page"], data
-        )
-        for p in key["pages"]
+        folder / name: render(key, page["page"], data)
+        for name, page in zip(page_names(key), key["pages"], strict=True)
     }
     texts[target] = json.dumps(key, indent=1, allow_nan=False) + "\n"
     for path, text in texts.items():
-        with disk.replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        files.write_text(path, text)
     return list(texts)

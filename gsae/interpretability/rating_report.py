@@ -1,5 +1,6 @@
 """The analysis of a study as a text that a person reads."""
 
+import math
 from collections.abc import Mapping
 
 from gsae.interpretability.rating_statistics import (
@@ -12,33 +13,71 @@ from gsae.interpretability.rating_statistics import (
 )
 
 
-def number(value: float | None, form: str = ".2f") -> str:
-    """A number, or "-" where there is none."""
-    return "-" if value is None or value != value else format(value, form)
-
-
-def bounds(pair: tuple, sign: str = "") -> str:
-    return f"[{number(pair[0], sign + '.2f')}, {number(pair[1], sign + '.2f')}]"
-
-
-def table(rows: list[list[str]]) -> list[str]:
-    """Rows of equal length, columns aligned: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            c.rjust(w) if i else c.ljust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+def text(analysis: Mapping) -> str:
+    """The whole analysis (`rating_analysis.analyse`) as text."""
+    raters, level, margin = analysis["raters"], analysis["level"], analysis["margin"]
+    lines = [
+        f"{several(analysis['ratings'], 'rating')} by {several(len(raters), 'rater')}: "
+        f"{', '.join(raters)}"
     ]
+    for comparison in analysis["comparisons"]:
+        lines += ["", *compared_arms(comparison, level, margin)]
+    lines += ["", "== raw labels ==", *tests(analysis["effects_on_labels"])]
+    lines += ["", agreement_line(analysis["agreement"])]
+    return "\n".join(lines)
 
 
-def counts(square: list[list[int]], arm: str, reference: str) -> list[str]:
-    """A 3 x 3 table of ratings with its margins (Figs 7, 20, 21)."""
-    rows = [[f"{arm} \\ {reference}", *SCALE, "all"]]
-    rows += [[name, *map(str, row), str(sum(row))] for name, row in zip(SCALE, square, strict=True)]
-    totals = [sum(column) for column in zip(*square, strict=True)]
-    return table([*rows, ["all", *map(str, totals), str(sum(totals))]])
+def compared_arms(comparison: Mapping, level: float, margin: float) -> list[str]:
+    """Everything about one arm against the reference."""
+    arm, reference = comparison["arm"], comparison["reference"]
+    contrasts, squares = comparison["contrasts"], comparison["contingency"]
+    lines = [f"== {arm} minus {reference}, labels No 0, Maybe 1, Yes 2 =="]
+    lines += differences_of_means(contrasts, arm, reference, level)
+    lines += [
+        "p: one-sided Wilcoxon-Pratt, for all data, models and sites.",
+        "Unit: the pair; several raters of one pair are averaged.",
+        f"Verdict: the interval against the margin {margin}, fixed beforehand; from {LEAST} pairs "
+        "on.",
+    ]
+    if (arm, reference) == ("gated", "baseline"):
+        lines.append(
+            f"The paper, {PAPER_PAIRS} pairs: {PAPER_EFFECT:+.2f} {bounds(PAPER_BOUNDS, '+')}, "
+            f"p {PAPER_P:.3f}"
+        )
+    lines += ["", "Mean labels of each arm:", *arm_means(contrasts, arm, reference, level)]
+    for name, contrast in contrasts.items():
+        if tested(contrast):
+            lines += ["", f"Ratings, {name}:", *counts(squares[name], arm, reference)]
+    lines += ["", "Effects on the differences (p not corrected for their number):"]
+    lines += tests(comparison["effects_on_differences"])
+    lines += ["", *power_lines(comparison["power"])]
+    return lines
+
+
+def tested(contrast: Mapping) -> bool:
+    """Whether a contrast has a p: the finer ones have none, and are whole in the json alone."""
+    return not math.isnan(contrast["p"])
+
+
+def differences_of_means(
+    contrasts: Mapping[str, dict], arm: str, reference: str, level: float
+) -> list[str]:
+    """Mean labels, their difference with its interval, p and verdict: all data, then each group."""
+    rows = [["", "pairs", arm, reference, "difference", f"{level:.0%} BCa", "p", "verdict"]]
+    for name, contrast in contrasts.items():
+        rows.append(
+            [
+                name,
+                str(contrast["pairs"]),
+                number(contrast["mean_arm"]),
+                number(contrast["mean_reference"]),
+                number(contrast["difference"], "+.2f"),
+                bounds(contrast["interval"], "+"),
+                number(contrast["p"], ".3f"),
+                contrast["non_inferiority"] if tested(contrast) else "",
+            ]
+        )
+    return aligned(rows)
 
 
 def arm_means(contrasts: Mapping[str, dict], arm: str, reference: str, level: float) -> list[str]:
@@ -46,103 +85,87 @@ def arm_means(contrasts: Mapping[str, dict], arm: str, reference: str, level: fl
     18, 19).
     """
     rows = [["", "pairs", arm, f"{level:.0%} BCa", reference, f"{level:.0%} BCa"]]
-    for name, r in contrasts.items():
-        rows.append([name, str(r["pairs"]), number(r["mean_arm"]), bounds(r["arm_interval"]),
-                     number(r["mean_reference"]), bounds(r["reference_interval"])])  # fmt: skip
-    return table(rows)
+    for name, contrast in contrasts.items():
+        rows.append(
+            [
+                name,
+                str(contrast["pairs"]),
+                number(contrast["mean_arm"]),
+                bounds(contrast["arm_interval"]),
+                number(contrast["mean_reference"]),
+                bounds(contrast["reference_interval"]),
+            ]
+        )
+    return aligned(rows)
 
 
-def several(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+def counts(square: list[list[int]], arm: str, reference: str) -> list[str]:
+    """A 3 x 3 table of ratings with its margins (Figs 7, 20, 21)."""
+    rows = [[f"{arm} \\ {reference}", *SCALE, "all"]]
+    for name, row in zip(SCALE, square, strict=True):
+        rows.append([name, *map(str, row), str(sum(row))])
+    totals = [sum(column) for column in zip(*square, strict=True)]
+    rows.append(["all", *map(str, totals), str(sum(totals))])
+    return aligned(rows)
 
 
 def tests(effects: Mapping[str, dict]) -> list[str]:
+    """A line a secondary test; where it could not be made, why."""
     rows = [["effect of", "test", "p", "blocks", "between"]]
-    for name, e in effects.items():
-        between = e.get("why") or ", ".join(e["levels"])
-        rows.append([name, e["test"], number(e["p"], ".3f"), str(e.get("blocks", "-")), between])
-    return table(rows)
+    for name, test in effects.items():
+        between = test.get("why") or ", ".join(test["levels"])
+        blocks = str(test.get("blocks", "-"))
+        rows.append([name, test["test"], number(test["p"], ".3f"), blocks, between])
+    return aligned(rows)
 
 
-def power(p: Mapping | None) -> list[str]:
-    if p is None:
+def power_lines(powers: Mapping | None) -> list[str]:
+    """What so many pairs can show (`rating_statistics.powers`)."""
+    if powers is None:
         return ["Power: all differences are equal, no standard deviation to go by."]
+    p = powers
     return [
         f"Power (normal approximation, one-sided 5 %), s.d. of differences {p['sd']:.2f}, "
         f"{p['pairs']} pairs:",
         f"  smallest difference found with 80 % power       {p['detectable']:+.2f}",
-        f"  power to find the paper's +0.13                 {p['power_paper_effect']:.0%}, 80 % "
-        "needs "
-        f"{p['pairs_for_paper_effect']} pairs",
+        f"  power to find the paper's +0.13                 {p['power_paper_effect']:.0%}, "
+        f"80 % needs {p['pairs_for_paper_effect']} pairs",
         "  power to exclude the margin if there is no difference   "
-        f"{p['power_non_inferiority']:.0%}, 80 % needs "
-        f"{p['pairs_for_non_inferiority']} pairs "
+        f"{p['power_non_inferiority']:.0%}, 80 % needs {p['pairs_for_non_inferiority']} pairs "
         f"({p['pairs_for_non_inferiority_at_paper_effect']} if it is +0.13)",
     ]
 
 
-def text(found: Mapping) -> str:
-    """The whole analysis (`statistics.analyse`) as text."""
-    who = found["raters"]
-    lines = [
-        f"{several(found['ratings'], 'rating')} by {several(len(who), 'rater')}: {', '.join(who)}"
-    ]
-    for c in found["comparisons"]:
-        arm, reference = c["arm"], c["reference"]
-        lines += ["", f"== {arm} minus {reference}, labels No 0, Maybe 1, Yes 2 =="]
-        rows = [
-            ["", "pairs", arm, reference, "difference", f"{found['level']:.0%} BCa", "p", "verdict"]
-        ]
-        tested = [
-            name for name, r in c["contrasts"].items() if r["p"] == r["p"]
-        ]  # the finer ones are in the json
-        for name, r in c["contrasts"].items():
-            means = (
-                number(r["mean_arm"]),
-                number(r["mean_reference"]),
-                number(r["difference"], "+.2f"),
-            )
-            word = r["non_inferiority"] if name in tested else ""
-            rows.append(
-                [
-                    name,
-                    str(r["pairs"]),
-                    *means,
-                    bounds(r["interval"], "+"),
-                    number(r["p"], ".3f"),
-                    word,
-                ]
-            )
-        lines += table(rows)
-        lines += ["p: one-sided Wilcoxon-Pratt, for all data, models and sites.",
-                  "Unit: the pair; several raters of one pair are averaged.",
-                  f"Verdict: the interval against the margin {found['margin']}, fixed beforehand; "
-                  f"from {LEAST} pairs on."]  # fmt: skip
-        if (arm, reference) == ("gated", "baseline"):
-            lines.append(
-                f"The paper, {PAPER_PAIRS} pairs: {PAPER_EFFECT:+.2f} "
-                f"{bounds(PAPER_BOUNDS, '+')}, p {PAPER_P:.3f}"
-            )
-        lines += [
-            "",
-            "Mean labels of each arm:",
-            *arm_means(c["contrasts"], arm, reference, found["level"]),
-        ]
-        for name in tested:
-            lines += ["", f"Ratings, {name}:", *counts(c["contingency"][name], arm, reference)]
-        lines += [
-            "",
-            "Effects on the differences (p not corrected for their number):",
-            *tests(c["effects_on_differences"]),
-        ]
-        lines += ["", *power(c["power"])]
-    a = found["agreement"]
-    lines += ["", "== raw labels ==", *tests(found["effects_on_labels"]), ""]
-    told = (
-        f"{a['measure']} {number(a['alpha'])}, equal labels {number(a['equal'], '.0%')}, "
-        f"{a['items']} latents"
+def agreement_line(agreement: Mapping) -> str:
+    """How far raters agree (`rating_agreement.agreement`)."""
+    a = agreement
+    if not a["items"]:
+        return "Agreement between raters: no latent was rated by two raters."
+    return (
+        f"Agreement between raters: {a['measure']} {number(a['alpha'])}, "
+        f"equal labels {number(a['equal'], '.0%')}, {a['items']} latents."
     )
-    lines.append(
-        f"Agreement between raters: {told if a['items'] else 'no latent was rated by two raters'}."
-    )
-    return "\n".join(lines)
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """A number, or "-" where there is none."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def bounds(pair: tuple, sign: str = "") -> str:
+    return f"[{number(pair[0], sign + '.2f')}, {number(pair[1], sign + '.2f')}]"
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of equal length, columns aligned: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

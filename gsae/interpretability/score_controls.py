@@ -26,7 +26,8 @@ class Shuffled:
     def encode(self, x: Float[Tensor, "*b n"]) -> Float[Tensor, "*b M"]:
         f = self.sae.encode(x)
         rows = f.flatten(0, -2)
-        return rows[torch.randperm(len(rows), generator=self.generator).to(rows.device)].view_as(f)
+        order = torch.randperm(len(rows), generator=self.generator).to(rows.device)
+        return rows[order].view_as(f)
 
 
 class RandomDirections:
@@ -43,12 +44,13 @@ class RandomDirections:
 
     def __init__(self, x: Float[Tensor, "tokens n"], density: Float[Tensor, " M"], seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
-        self.W_dec = F.normalize(
-            torch.randn(len(density), x.shape[1], generator=generator), dim=1
-        ).to(x.device)
+        directions = torch.randn(len(density), x.shape[1], generator=generator)
+        self.W_dec = F.normalize(directions, dim=1).to(x.device)
         along = (x @ self.W_dec.T).sort(0, descending=True).values
-        place = (density.to(x.device) * len(x)).long().clamp(0, len(x) - 1)
-        self.theta, self.about = along.gather(0, place[None])[0], {"scale": 1.0}
+        # A direction is on above the activation that so many tokens exceed.
+        exceeding = (density.to(x.device) * len(x)).long().clamp(0, len(x) - 1)
+        self.theta = along.gather(0, exceeding[None])[0]
+        self.about = {"scale": 1.0}
 
     def encode(self, x: Float[Tensor, "*b n"]) -> Float[Tensor, "*b M"]:
         return torch.relu(x @ self.W_dec.T - self.theta)
@@ -60,7 +62,9 @@ def single_tokens(ids: Sequence[int]) -> Callable[[Int[Tensor, "B T"]], Float[Te
 
 
 def control(name: str, blocks: Int[Tensor, "N T"], read: Callable, tokenizer, **options) -> dict:
-    """Examples of a control, as `scores` takes them; `read` and `options` as in `scan`."""
+    """Examples of a control, as `automated_scores` takes them; `read` and `options` as in
+    `scan`.
+    """
     latents, windows = scan(blocks, read, tokenizer, **options)
     numbered = [{"latent": i, **latent} for i, latent in enumerate(latents)]
     return {"provenance": {"run": name}, "latents": numbered, "background": windows}

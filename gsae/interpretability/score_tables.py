@@ -13,25 +13,24 @@ import numpy as np
 import pandas as pd
 
 from gsae.evidence import provenance, result_files, run_files
-from gsae.evidence import run as sweeps
-from gsae.interpretability import matched_pairs, rating_report, rating_statistics
+from gsae.experiments import sweeps
+from gsae.interpretability import compared_saes, matched_pairs
 from gsae.interpretability.automated_scores import CHANCE, INTRUDER, RULE
+from gsae.interpretability.compared_saes import SAE, Cell
+from gsae.interpretability.rating_report import several
+from gsae.interpretability.rating_statistics import CELL, contrast, interval
 
-STUDY, SCORES = (
-    "study",
-    "study_scores",
-)  # the experiment whose SAEs are compared, and that of their scores
+STUDY = "study"  # the experiment whose SAEs are compared
+SCORES = "study_scores"  # that of their scores
 LATENTS = {"smoke": 8}  # drawn at random from the live ones of each SAE; 60 elsewhere
 # further latents of each SAE, neither rated nor scored: those that the book shows openly are of
 # them
 APART = 20
 TOKENS = {"smoke": 4_064}  # of evaluation text read; 100,000 elsewhere
-NONE, SINGLE, RANDOM, SHUFFLED = CONTROLS = (
-    "none",
-    "single tokens",
-    "random directions",
-    "shuffled",
-)
+NONE = "none"  # no control: the latents themselves
+SINGLE, RANDOM, SHUFFLED = "single tokens", "random directions", "shuffled"
+CONTROLS = (NONE, SINGLE, RANDOM, SHUFFLED)
+SETTINGS = ["run", "control", "score", "latents", "tokens", "seed"]  # what names a score
 SEED = 0
 
 
@@ -48,42 +47,45 @@ def sizes(at: str) -> tuple[int, int]:
 def settings(run: str, control: str, score: str, at: str) -> dict:
     """What names a score."""
     latents, tokens = sizes(at)
-    return {
-        "run": run,
-        "control": control,
-        "score": score,
-        "latents": latents,
-        "tokens": tokens,
-        "seed": SEED,
-    }
+    return dict(zip(SETTINGS, (run, control, score, latents, tokens, SEED), strict=True))
+
+
+def wanted(run: str, at: str) -> list[dict]:
+    """The settings of all scores of an SAE and of its controls."""
+    return [
+        settings(run, control, score, at) for control in CONTROLS for score in wanted_scores(at)
+    ]
+
+
+def missing(run: str, at: str) -> list[dict]:
+    """Those of an SAE's scores that are not on record."""
+    return [named for named in wanted(run, at) if result_files.find(SCORES, named, at) is None]
 
 
 def folder(scale: str | None = None) -> Path:
     """Where the collected latents of a scale are: book/study, or beside evidence that is not in the
     repository.
     """
-    home = run_files.root(sweeps.scale(scale)).parent
-    return (
-        home.with_name("study")
-        if home == provenance.CHECKOUT / "book" / "evidence"
-        else home / "study"
-    )
+    evidence = run_files.root(sweeps.scale(scale)).parent
+    if evidence == provenance.CHECKOUT / "book" / "evidence":
+        return evidence.with_name("study")
+    return evidence / "study"
 
 
-def compared(
-    scale: str | None = None,
-) -> tuple[dict[matched_pairs.Cell, list[matched_pairs.SAE]], list[str]]:
+def compared(scale: str | None = None) -> tuple[dict[Cell, list[SAE]], list[str]]:
     """Place -> its gated and its baseline SAE of equal L0, among the study's runs on record; and
     why a place has none.
 
     At smoke, where nothing is matched, the study's two runs whatever their L0.
     """
     at = sweeps.scale(scale)
-    saes = matched_pairs.recorded(at, [STUDY])
+    saes = compared_saes.recorded(at, [STUDY])
     if at != "smoke":
         return matched_pairs.match(saes)
-    found = sorted(saes, key=lambda s: matched_pairs.ARMS.index(s.arm))
-    return ({found[0].cell: found}, []) if len(found) == len(matched_pairs.ARMS) else ({}, [])
+    if len(saes) != len(matched_pairs.ARMS):
+        return {}, []
+    pair = sorted(saes, key=lambda sae: matched_pairs.ARMS.index(sae.arm))
+    return {pair[0].cell: pair}, []
 
 
 def table(scale: str | None = None) -> pd.DataFrame:
@@ -93,25 +95,23 @@ def table(scale: str | None = None) -> pd.DataFrame:
     their places in the order of drawing.
     """
     at = sweeps.scale(scale)
+    recipe = result_files.recipe(SCORES)
     rows = []
     for (lm, site, layer), saes in compared(at)[0].items():
         for sae in saes:
-            about = {"arm": sae.arm, "lm": lm, "site": site, "layer": layer, "l0": sae.l0}
-            for control in CONTROLS:
-                rows += [
-                    about | settings(sae.run, control, score, at) for score in wanted_scores(at)
-                ]
-    for row in rows:
-        named = {k: row[k] for k in settings("", "", "", at)}
-        row["id"] = result_files.result_id(SCORES, named, result_files.recipe(SCORES))
-    columns = ["arm", "lm", "site", "layer", "l0", *settings("", "", "", at), "id"]
+            place = {"arm": sae.arm, "lm": lm, "site": site, "layer": layer, "l0": sae.l0}
+            for named in wanted(sae.run, at):
+                score_id = result_files.result_id(SCORES, named, recipe)
+                rows.append(place | named | {"id": score_id})
+    columns = ["arm", *CELL, "l0", *SETTINGS, "id"]
     rows = pd.DataFrame(rows, columns=columns).astype({"id": object})
-    found = result_files.load(SCORES, at).astype({"id": object})
-    found = found[["id", *(c for c in found if c not in rows)]]
-    rows = rows.merge(found, "left", on="id")
+    results = result_files.load(SCORES, at).astype({"id": object})
+    results = results[["id", *(column for column in results if column not in rows)]]
+    rows = rows.merge(results, "left", on="id")
     rows["status"] = rows["status"].fillna("missing").astype(str)
-    late = ("mean", "standard_error", "scored", "value", "place")
-    return rows.reindex(columns=[*rows, *(c for c in late if c not in rows)])
+    # Where nothing is on record, there is no column of values yet.
+    values = ("mean", "standard_error", "scored", "value", "place")
+    return rows.reindex(columns=[*rows, *(column for column in values if column not in rows)])
 
 
 def done(rows: pd.DataFrame) -> pd.DataFrame:
@@ -122,51 +122,49 @@ def done(rows: pd.DataFrame) -> pd.DataFrame:
 def note(rows: pd.DataFrame, at: str) -> str:
     """What a figure of these rows says of itself: scale, sizes, and what is missing."""
     latents, tokens = sizes(at)
-    places = rating_report.several(len(rows.groupby(rating_statistics.CELL)), "place")
-    text = f"scale {at}: {latents} latents an SAE, {places}, {tokens:,} tokens of text, "
-    text += "bars 90 % BCa intervals"
+    places = several(len(rows.groupby(CELL)), "place")
+    text = (
+        f"scale {at}: {latents} latents an SAE, {places}, {tokens:,} tokens of text, "
+        "bars 90 % BCa intervals"
+    )
     if at == "smoke":
         text += ". A test of the code, not a result"
-    missing = int((rows["status"] == "missing").sum())
-    return text + (f". MISSING: {missing} of {len(rows)} scores" if missing else "")
+    absent = int((rows["status"] == "missing").sum())
+    if absent:
+        text += f". MISSING: {absent} of {len(rows)} scores"
+    return text
 
 
 def covered(rows: pd.DataFrame) -> str:
     """The places of a table in words: "smollm2: attn_z at layers 8 and 20; mlp_out at layer 8"."""
     models = []
     for lm, of_lm in rows.groupby("lm"):
-        sites = []
-        for site, layers in of_lm.groupby("site")["layer"].unique().items():
-            *first, last = map(str, sorted(layers))
-            sites.append(
-                f"{site} at layer{'s' * bool(first)} "
-                f"{', '.join(first)}{' and ' * bool(first)}{last}"
-            )
+        layers = of_lm.groupby("site")["layer"]
+        sites = [f"{site} at {named_layers(set(numbers))}" for site, numbers in layers]
         models.append(f"{lm}: {'; '.join(sites)}")
     return ". ".join(models) or "none yet"
+
+
+def named_layers(numbers: set[int]) -> str:
+    """ "layer 8", "layers 4, 8 and 20"."""
+    *first, last = map(str, sorted(numbers))
+    return f"layers {', '.join(first)} and {last}" if first else f"layer {last}"
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean and 90 % interval of each score, arm and control over the latents of all places, with
     how many latents had enough examples, and chance.
     """
-    found = []
-    for (score, control, arm), here in done(rows).groupby(["score", "control", "arm"], sort=False):
-        value = np.concatenate(here["value"].to_list()).astype(float)
-        found.append(
-            {
-                "score": score,
-                "control": control,
-                "arm": arm,
-                "mean": value.mean(),
-                "chance": CHANCE[score],
-                **dict(zip(("low", "high"), rating_statistics.interval(value), strict=True)),
-                "latents": f"{len(value)} of {here['latents'].sum()}",
-            }
-        )
-    return pd.DataFrame(
-        found, columns=["score", "control", "arm", "mean", "low", "high", "chance", "latents"]
-    )
+    by = ["score", "control", "arm"]
+    means = []
+    for named, places in done(rows).groupby(by, sort=False):
+        values = np.concatenate(places["value"].to_list()).astype(float)
+        low, high = interval(values)
+        row = dict(zip(by, named, strict=True))
+        row |= {"mean": values.mean(), "low": low, "high": high, "chance": CHANCE[row["score"]]}
+        row["latents"] = f"{len(values)} of {places['latents'].sum()}"
+        means.append(row)
+    return pd.DataFrame(means, columns=[*by, "mean", "low", "high", "chance", "latents"])
 
 
 def differences(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -177,30 +175,43 @@ def differences(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     examples are left out. The rating pages draw their own pairs of the same latents.
 
     Args:
-        by: further columns to split by, such as `statistics.CELL`; else all places count together.
+        by: further columns to split by, such as `rating_statistics.CELL`; else all places count
+            together.
 
     Returns:
         `score, control, *by, pairs, gated, baseline, difference, low, high, p`: 90 % BCa interval
-            of the mean
-        difference and p of the one-sided Wilcoxon-Pratt test. Empty where an arm is missing.
+        of the mean difference and p of the one-sided Wilcoxon-Pratt test. Empty where an arm is
+        missing.
     """
     arm, reference = matched_pairs.ARMS
-    keys, found = ["score", "control", *by], []
-    for named, here in done(rows).groupby(keys, sort=False):
-        long = here[["arm", *rating_statistics.CELL, "place", "value"]].explode(["place", "value"])
-        cells = long[[*rating_statistics.CELL, "place"]].astype(str).agg(" ".join, axis=1)
-        wide = long.assign(pair=cells, value=long["value"].astype(float)).pivot(
-            index="pair", columns="arm", values="value"
-        )
-        wide = wide.reindex(columns=[arm, reference]).dropna().reset_index()
-        if wide.empty:
+    keys, tests = ["score", "control", *by], []
+    for named, places in done(rows).groupby(keys, sort=False):
+        pairs = paired(places, arm, reference)
+        if pairs.empty:
             continue
-        of = rating_statistics.contrast(wide.assign(d=wide[arm] - wide[reference]), arm, reference)
-        found.append(
-            {**dict(zip(keys, named, strict=True)), "pairs": of["pairs"], arm: of["mean_arm"],
-             reference: of["mean_reference"], "difference": of["difference"],
-             **dict(zip(("low", "high"), of["interval"], strict=True)), "p": of["p"]}
-        )  # fmt: skip
-    return pd.DataFrame(
-        found, columns=[*keys, "pairs", arm, reference, "difference", "low", "high", "p"]
-    )
+        test = contrast(pairs, arm, reference)
+        low, high = test["interval"]
+        tests.append(
+            {
+                **dict(zip(keys, named, strict=True)),
+                "pairs": test["pairs"],
+                arm: test["mean_arm"],
+                reference: test["mean_reference"],
+                "difference": test["difference"],
+                "low": low,
+                "high": high,
+                "p": test["p"],
+            }
+        )
+    columns = [*keys, "pairs", arm, reference, "difference", "low", "high", "p"]
+    return pd.DataFrame(tests, columns=columns)
+
+
+def paired(rows: pd.DataFrame, arm: str, reference: str) -> pd.DataFrame:
+    """One row a pair of latents that both have a score: the scores and their difference `d`."""
+    latents = rows[["arm", *CELL, "place", "value"]].explode(["place", "value"])
+    pair = latents[[*CELL, "place"]].astype(str).agg(" ".join, axis=1)
+    latents = latents.assign(pair=pair, value=latents["value"].astype(float))
+    pairs = latents.pivot(index="pair", columns="arm", values="value")
+    pairs = pairs.reindex(columns=[arm, reference]).dropna().reset_index()
+    return pairs.assign(d=pairs[arm] - pairs[reference])

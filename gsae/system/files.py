@@ -45,6 +45,12 @@ def replacing(path: Path, *errors: type[Exception]) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all. Raises WriteError as `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: dict) -> None:
     """Raises WriteError as `replacing`."""
     with replacing(path) as temporary:

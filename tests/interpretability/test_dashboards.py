@@ -491,7 +491,7 @@ def test_a_latent_that_is_never_on_says_so():
 @pytest.fixture(scope="module")
 def file(data, tmp_path_factory):
     held = [*data["latents"], hostile()]
-    return dashboards.write(
+    return dashboards.write_page(
         {**data, "latents": held}, tmp_path_factory.mktemp("page") / "x.html", "</title><b>"
     )
 

@@ -9,7 +9,13 @@ import pytest
 import study_data
 
 from gsae.cli import main
-from gsae.interpretability import matched_pairs, rating_page, rating_statistics
+from gsae.interpretability import (
+    compared_saes,
+    drawing,
+    matched_pairs,
+    rating_page,
+    rating_statistics,
+)
 
 EVIL = [
     "</script><script>window.hacked=1</script>",
@@ -24,8 +30,8 @@ FORBIDDEN = r"(?i)gated|baseline|\blayers?\b|\bsites?\b|\barms?\b|attn|resid|mlp
 def make(folder, per_page=3, **options):
     """A small study: its key, and the html of its first page."""
     folder.mkdir(exist_ok=True)
-    key, data = matched_pairs.draw(
-        matched_pairs.match(matched_pairs.collected(study_data.small(folder)))[0],
+    key, data = drawing.draw(
+        matched_pairs.match(compared_saes.collected(study_data.small(folder)))[0],
         per_page,
         **options,
     )
@@ -64,8 +70,8 @@ def test_exchanging_the_arms_leaves_the_page_as_it_is_but_for_the_dashboards(tmp
     for arms in (("gated", "baseline"), ("baseline", "gated")):
         folder = tmp_path / arms[0]
         folder.mkdir()
-        key, data = matched_pairs.draw(
-            matched_pairs.match(matched_pairs.collected(study_data.small(folder, arms=arms)))[0], 3
+        key, data = drawing.draw(
+            matched_pairs.match(compared_saes.collected(study_data.small(folder, arms=arms)))[0], 3
         )
         blank = dict.fromkeys(data, study_data.latent(3))
         texts.append(rating_page.render(key | {"study": "x"}, 1, blank))

@@ -13,14 +13,21 @@ import pytest
 import study_data
 
 from gsae.cli import main
-from gsae.evidence import metrics as stats
 from gsae.evidence import provenance, run_files
-from gsae.evidence import run as run_module
-from gsae.evidence import sums as metrics
+from gsae.evidence.metrics import ratios
+from gsae.evidence.run import Run, sources, wider
+from gsae.evidence.sums import ACTIVATION_SUMS, CE_SUMS
 from gsae.experiments import sweeps
-from gsae.interpretability import match_l0, matched_pairs, rating_files, score_tables
+from gsae.interpretability import (
+    compared_saes,
+    drawing,
+    match_l0,
+    matched_pairs,
+    rating_files,
+    score_tables,
+)
+from gsae.interpretability.compared_saes import SAE, StudyError
 from gsae.interpretability.latent_files import DataError, validate
-from gsae.interpretability.matched_pairs import SAE, StudyError
 
 PLACE = ("lm-a", "mlp_out", 8)
 
@@ -304,9 +311,7 @@ def test_of_three_arms_all_are_brought_within_the_tolerance():
 
 
 def recorded(run, l0, at="smoke", under="pilot"):
-    sums = {k: np.ones(128) for k in (*metrics.ACTIVATION_SUMS, *metrics.CE_SUMS)} | {
-        "l0": np.full(128, l0)
-    }
+    sums = {k: np.ones(128) for k in (*ACTIVATION_SUMS, *CE_SUMS)} | {"l0": np.full(128, l0)}
     sums |= {"ce_zero": np.full(128, 3.0), "ce_mean": np.full(128, 3.0)}
     run_files.write(
         {
@@ -316,13 +321,11 @@ def recorded(run, l0, at="smoke", under="pilot"):
             "experiment": under,
             "scale": at,
             "run": dataclasses.asdict(run),
-            "metrics": stats.ratios(sums) | {"dead_fraction": 0.0},
+            "metrics": ratios(sums) | {"dead_fraction": 0.0},
             "sums": {k: v.tolist() for k, v in sums.items()},
             "curve": {"columns": [], "rows": []},
             "density": {"edges": [-1.0, 0.0], "counts": [1], "dead": 0},
-            "provenance": provenance.provenance(
-                "cpu", 1.0, *run_module.sources(run.lm, run.context)
-            ),
+            "provenance": provenance.provenance("cpu", 1.0, *sources(run.lm, run.context)),
         },
         force=True,
     )
@@ -334,8 +337,8 @@ def own_record(tmp_path, monkeypatch):
 
 
 def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
-    gated = run_module.Run(lam=0.1, M=2304)
-    baseline = run_module.wider(replace(gated, lam=0.2))
+    gated = Run(lam=0.1, M=2304)
+    baseline = wider(replace(gated, lam=0.2))
     recorded(replace(gated, freeze="none"), 50)  # an ablation
     recorded(replace(gated, seed=1), 50)
     recorded(replace(baseline, M=2304), 50)  # as wide as the gated SAE
@@ -348,17 +351,17 @@ def test_runs_on_record_are_matched_without_ablations(own_record, capsys):
     assert main(["study", "pairs", "--scale", "smoke"]) == 0
     told = capsys.readouterr().out
     assert gated.id in told and "baseline" in told and "L0 49.0" in told
-    (chosen,) = matched_pairs.match(matched_pairs.recorded("smoke"))[0].values()
+    (chosen,) = matched_pairs.match(compared_saes.recorded("smoke"))[0].values()
     assert [s.run for s in chosen] == [gated.id, replace(baseline, lr=3e-4).id]
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch, force):
     gated, command = (
-        run_module.Run(lam=0.1),
+        Run(lam=0.1),
         ["study", "pairs", "--scale", "cpu", "--experiment", "few", "--train"],
     )
-    grid = [replace(run_module.wider(gated), lam=lam) for lam in (0.05, 0.3)]
+    grid = [replace(wider(gated), lam=lam) for lam in (0.05, 0.3)]
     for run, l0 in ((gated, 51), (grid[0], 160), (grid[1], 14)):
         recorded(run, l0, "cpu")
     recorded(replace(gated, layer=20, lam=0.3), 10, "cpu")  # another place, of another experiment
@@ -398,11 +401,11 @@ def test_the_missing_run_is_trained_by_gsae_run(own_record, capsys, monkeypatch,
 
 
 def test_pairs_trained_at_any_scale_are_compared_and_collected(own_record):
-    found = run_module.Run(lm="gelu-1l", site="mlp_out", lam=0.123)  # in no experiment
+    found = Run(lm="gelu-1l", site="mlp_out", lam=0.123)  # in no experiment
     assert found not in sweeps.runs("study", "gpu")
     for run, under in (
         (found, "study"),
-        (run_module.wider(found), "study"),
+        (wider(found), "study"),
         (replace(found, layer=1), "own"),
     ):
         recorded(run, 50, "gpu", under)
@@ -415,8 +418,8 @@ def test_pairs_trained_at_any_scale_are_compared_and_collected(own_record):
 
 
 def test_a_named_place_without_any_run_is_told(own_record, capsys, monkeypatch):
-    gated = run_module.Run(lam=0.1)
-    pair = [gated, run_module.wider(gated)]
+    gated = Run(lam=0.1)
+    pair = [gated, wider(gated)]
     monkeypatch.setitem(sweeps.EXPERIMENTS, "few", lambda scale: [*pair, replace(gated, layer=20)])
     for run in pair:
         recorded(run, 50)
@@ -431,7 +434,7 @@ def test_a_named_place_without_any_run_is_told(own_record, capsys, monkeypatch):
 
 
 def test_a_damaged_run_file_is_named(own_record, capsys):
-    recorded(run := run_module.Run(), 50)
+    recorded(run := Run(), 50)
     run_files.find(run.id, "smoke").write_text("")
     assert (
         main(["study", "pairs", "--scale", "smoke"]) == 1
@@ -448,10 +451,10 @@ def test_l0_and_tolerance_are_positive(option, value, capsys):
 
 
 def test_collected_files_take_arm_and_l0_from_the_record(own_record, tmp_path):
-    run = run_module.Run(lam=0.1)
+    run = Run(lam=0.1)
     recorded(run, 51)
     path = study_data.write(tmp_path, run=run.id, arm=None, l0=None, site=run.site, lm=run.lm)
-    (found,) = matched_pairs.collected([path], matched_pairs.recorded("smoke"))
+    (found,) = compared_saes.collected([path], compared_saes.recorded("smoke"))
     assert (found.arm, found.l0, found.lam, found.cell) == (
         "gated",
         51,
@@ -463,15 +466,15 @@ def test_collected_files_take_arm_and_l0_from_the_record(own_record, tmp_path):
         main(["study", "make", str(tmp_path), "--out", str(tmp_path / "out"), "--pairs", "2"]) == 0
     )
     with pytest.raises(StudyError, match=f"{path.name}.*does not say arm.*not on record"):
-        matched_pairs.collected([path])
+        compared_saes.collected([path])
 
 
 def test_wrong_files_and_folders_are_named(tmp_path):
     with pytest.raises(StudyError, match="has no file of collected latents"):
-        matched_pairs.collected([tmp_path])
+        compared_saes.collected([tmp_path])
     (tmp_path / "cut.json").write_text('{"latents": [')
     with pytest.raises(DataError, match="cut.json"):
-        matched_pairs.collected([tmp_path])
+        compared_saes.collected([tmp_path])
 
 
 # Drawing.
@@ -479,11 +482,11 @@ def test_wrong_files_and_folders_are_named(tmp_path):
 
 @pytest.fixture
 def cells(tmp_path):
-    return matched_pairs.match(matched_pairs.collected(study_data.small(tmp_path, latents=24)))[0]
+    return matched_pairs.match(compared_saes.collected(study_data.small(tmp_path, latents=24)))[0]
 
 
 def test_every_pair_has_one_latent_of_each_arm_from_one_place(cells):
-    key, data = matched_pairs.draw(cells, pairs=5)
+    key, data = drawing.draw(cells, pairs=5)
     by_pair = {}
     for item in key["items"].values():
         by_pair.setdefault(item["pair"], []).append(item)
@@ -498,35 +501,35 @@ def test_every_pair_has_one_latent_of_each_arm_from_one_place(cells):
 
 
 def test_the_same_seed_draws_the_same_study_and_another_another(cells):
-    assert matched_pairs.draw(cells, 5, seed=3) == matched_pairs.draw(cells, 5, seed=3)
-    one, two = matched_pairs.draw(cells, 5, seed=3)[0], matched_pairs.draw(cells, 5, seed=4)[0]
+    assert drawing.draw(cells, 5, seed=3) == drawing.draw(cells, 5, seed=3)
+    one, two = drawing.draw(cells, 5, seed=3)[0], drawing.draw(cells, 5, seed=4)[0]
     assert one["study"] != two["study"] and not set(one["items"]) & set(two["items"])
 
 
 def test_latents_are_drawn_evenly_and_dead_ones_never(tmp_path):
     for arm in matched_pairs.ARMS:
         study_data.write(tmp_path, run=arm, arm=arm, latents=12, dead=4)
-    cells, _ = matched_pairs.match(matched_pairs.collected([tmp_path]))
+    cells, _ = matched_pairs.match(compared_saes.collected([tmp_path]))
     counts = Counter()
     for seed in range(300):
         counts.update(
             v["latent"]
-            for v in matched_pairs.draw(cells, 2, seed=seed)[0]["items"].values()
+            for v in drawing.draw(cells, 2, seed=seed)[0]["items"].values()
             if v["arm"] == "gated"
         )
     assert set(counts) == {17 * i + 3 for i in range(4, 12)}
     assert all(45 < n < 110 for n in counts.values())  # 75 expected
     with pytest.raises(StudyError, match="8 latents that are ever on, 9 are asked for"):
-        matched_pairs.draw(cells, 9)
+        drawing.draw(cells, 9)
 
 
 def test_names_and_order_tell_nothing_of_the_arm(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    one = matched_pairs.match(matched_pairs.collected(study_data.small(tmp_path / "a")))[0]
+    one = matched_pairs.match(compared_saes.collected(study_data.small(tmp_path / "a")))[0]
     two = matched_pairs.match(
-        matched_pairs.collected(study_data.small(tmp_path / "b", arms=("baseline", "gated")))
+        compared_saes.collected(study_data.small(tmp_path / "b", arms=("baseline", "gated")))
     )[0]
-    keys = [matched_pairs.draw(c, 4)[0] for c in (one, two)]
+    keys = [drawing.draw(c, 4)[0] for c in (one, two)]
     # With the arms exchanged, the page has the same names in the same order.
     assert keys[0]["pages"] == keys[1]["pages"]
     assert all(len(name) == 10 and int(name, 16) >= 0 for name in keys[0]["items"])
@@ -535,7 +538,7 @@ def test_names_and_order_tell_nothing_of_the_arm(tmp_path):
 def test_an_arms_share_does_not_depend_on_the_place_on_the_page(cells):
     first, neighbours = [], []
     for seed in range(200):
-        key, _ = matched_pairs.draw(cells, 3, seed=seed)
+        key, _ = drawing.draw(cells, 3, seed=seed)
         row = [key["items"][i] for i in key["pages"][0]["items"]]
         first.append([r["arm"] == "gated" for r in row])
         neighbours += [a["pair"] == b["pair"] for a, b in zip(row, row[1:], strict=False)]
@@ -544,7 +547,7 @@ def test_an_arms_share_does_not_depend_on_the_place_on_the_page(cells):
 
 
 def test_pages_have_latents_of_their_own_and_shared_ones(cells):
-    key, _ = matched_pairs.draw(cells, pairs=3, pages=4, shared=2)
+    key, _ = drawing.draw(cells, pairs=3, pages=4, shared=2)
     sets = [set(p["items"]) for p in key["pages"]]
     assert [len(s) for s in sets] == [2 * 2 * 5] * 4  # places, arms, pairs
     everywhere = set.intersection(*sets)

@@ -24,7 +24,7 @@ import gsae
 from gsae.claims import claims
 from gsae.cli import main
 from gsae.evidence import provenance, result_files, run_files
-from gsae.evidence import run as run_module
+from gsae.evidence.run import Run, wider
 from gsae.evidence.verdict import NOT, NOT_RUN, NOT_TESTED, PARTLY
 from gsae.experiments import estimate, sweeps
 from gsae.experiments.site import Site
@@ -32,9 +32,12 @@ from gsae.figures import base, interpretability
 from gsae.interpretability import (
     automated_scores,
     collect_and_score,
+    compared_saes,
     dashboards,
+    drawing,
     latent_files,
     matched_pairs,
+    missing_scores,
     published_study,
     rating_files,
     rating_statistics,
@@ -46,8 +49,8 @@ from gsae.system import wheels
 
 ROOT = Path(__file__).parents[2]
 N, T, D, V, DRAWN = 130, 11, 24, 37, 6
-GATED = run_module.Run(lm="tiny", site="mlp_out", layer=1, context=T, M=29, lam=0.1)
-RUNS = [GATED, replace(run_module.wider(GATED), lam=0.2)]
+GATED = Run(lm="tiny", site="mlp_out", layer=1, context=T, M=29, lam=0.1)
+RUNS = [GATED, replace(wider(GATED), lam=0.2)]
 DEAD = (0, 3, 4, 11, 17)
 
 
@@ -215,7 +218,7 @@ def test_missing_weights_and_missing_runs_are_named_before_text_is_read(
         asked == [([RUNS[1]], ("mlp_out", 1), "smoke")] and "no estimate: the shape of tiny" in told
     )
     monkeypatch.setenv("GSAE_EVIDENCE", str(record_of_two / "nothing"))
-    with pytest.raises(matched_pairs.StudyError, match="gsae run study"):
+    with pytest.raises(compared_saes.StudyError, match="gsae run study"):
         collect_and_score.run("smoke")
 
 
@@ -226,7 +229,7 @@ def test_a_place_without_weights_does_not_stop_the_others(record_of_two, monkeyp
     monkeypatch.setattr(collect_and_score.retrain, "remake", lambda *a: None)
     files.weights(RUNS[0].id).unlink()
     with pytest.raises(
-        matched_pairs.StudyError, match=rf"run {RUNS[0].id} .* \(1 of 2 places are collected\)"
+        compared_saes.StudyError, match=rf"run {RUNS[0].id} .* \(1 of 2 places are collected\)"
     ):
         collect_and_score.run("smoke")
     assert [path.stem for path in score_tables.folder("smoke").glob("*.json")] == [RUNS[1].id]
@@ -243,15 +246,20 @@ def test_latents_of_a_changed_tree_are_refused(record_of_two, monkeypatch):
 
 def test_unmatched_runs_say_which_lambda_to_train(record_of_two, monkeypatch):
     monkeypatch.setattr(
-        matched_pairs, "recorded", lambda *a: [replace(SAES[0], l0=40.0), replace(SAES[1], l0=60.0)]
+        compared_saes, "recorded", lambda *a: [replace(SAES[0], l0=40.0), replace(SAES[1], l0=60.0)]
     )
-    with pytest.raises(matched_pairs.StudyError, match="no gated and baseline SAE within 10%"):
+    with pytest.raises(compared_saes.StudyError, match="no gated and baseline SAE within 10%"):
         collect_and_score.run("cpu", force=True)
 
 
 def test_single_tokens_have_the_latents_densities():
     shares = torch.tensor([0.5, 0.0, 0.1, 0.11, 0.01])
-    assert collect_and_score.nearest(torch.tensor([0.1, 0.1, 0.02, 0.9]), shares) == [2, 3, 4, 0]
+    assert missing_scores.tokens_of_share(torch.tensor([0.1, 0.1, 0.02, 0.9]), shares) == [
+        2,
+        3,
+        4,
+        0,
+    ]
 
 
 def test_any_sae_is_shown_and_its_latents_make_a_study(record_of_two, tmp_path, capsys):
@@ -275,9 +283,9 @@ def test_any_sae_is_shown_and_its_latents_make_a_study(record_of_two, tmp_path, 
         assert {latent["latent"] for latent in held["latents"] if not latent["max"]} >= set(
             DEAD
         ) & set(drawn)
-    found = matched_pairs.collected([out])
+    found = compared_saes.collected([out])
     cells, _ = matched_pairs.match(found, target=found[0].l0, tolerance=2.0)
-    assert len(matched_pairs.draw(cells, 5)[0]["items"]) == 10
+    assert len(drawing.draw(cells, 5)[0]["items"]) == 10
     imported = tmp_path / "x.safetensors"
     files.save(gsae.GatedSAE(D, 29), imported, scale=0.2)
     assert main(["study", "show", str(imported), "--lm", "tiny", "--out", str(out)]) == 1
@@ -316,8 +324,8 @@ def test_plans_read_the_speed_from_runs_beside_newer_results(record_of_two):
 # The comparison of the arms, on made-up scores.
 
 SAES = [
-    matched_pairs.SAE("r-gated", "gated", ("tiny", "mlp_out", 1), 50.0),
-    matched_pairs.SAE("r-base", "baseline", ("tiny", "mlp_out", 1), 51.0),
+    compared_saes.SAE("r-gated", "gated", ("tiny", "mlp_out", 1), 50.0),
+    compared_saes.SAE("r-base", "baseline", ("tiny", "mlp_out", 1), 51.0),
 ]
 
 
@@ -368,7 +376,7 @@ def scored(tmp_path, monkeypatch):
         score_tables, "wanted_scores", lambda at: (automated_scores.RULE, automated_scores.INTRUDER)
     )
     cells = {
-        cell: [matched_pairs.SAE(f"r{n}-{a}", a, cell, 50.0) for a in matched_pairs.ARMS]
+        cell: [compared_saes.SAE(f"r{n}-{a}", a, cell, 50.0) for a in matched_pairs.ARMS]
         for n, cell in enumerate(SIX)
     }
     monkeypatch.setattr(score_tables, "compared", lambda at: (cells, []))
@@ -485,7 +493,7 @@ def test_of_six_places_each_page_has_every_place_and_the_gallery_opens_the_first
     assert (
         len(key["pages"]) == 10
         and len(key["items"]) == 120
-        and published_study.places(key) == sorted(SIX)
+        and published_study.studied_places(key) == sorted(SIX)
     )
     for page in key["pages"]:
         rows = [key["items"][item] for item in page["items"]]
@@ -674,7 +682,7 @@ def test_the_committed_latents_make_a_study_of_sixty_pairs():
     )
     runs = {(row["arm"], row["run"]) for row in key["items"].values()}
     assert {arm for arm, _ in runs} == {"gated", "baseline"} and len(runs) == 2 * len(
-        published_study.places(key)
+        published_study.studied_places(key)
     )
     for path in (COMMITTED[0].parent / "apart").glob(
         "*.json"
@@ -683,7 +691,7 @@ def test_the_committed_latents_make_a_study_of_sixty_pairs():
         assert not shown_openly & {
             row["latent"] for row in key["items"].values() if row["run"] == path.stem
         }
-    for place in published_study.places(key):
+    for place in published_study.studied_places(key):
         rows = [
             row for row in key["items"].values() if (row["lm"], row["site"], row["layer"]) == place
         ]

@@ -10,7 +10,14 @@ import pytest
 from scipy import stats
 
 from gsae.cli import main
-from gsae.interpretability import rating_files, rating_report, rating_statistics
+from gsae.interpretability import (
+    rating_agreement,
+    rating_analysis,
+    rating_effects,
+    rating_files,
+    rating_report,
+    rating_statistics,
+)
 
 ARMS = ["gated", "baseline"]
 CELLS = [("lm-a", site, layer) for site in ("s1", "s2", "s3") for layer in (4, 9, 15)]
@@ -116,7 +123,7 @@ def test_labels_like_the_papers_reproduce_its_row(tmp_path):
         key,
         exported(key, lambda v: int((a if v["arm"] == "gated" else b)[v["replicate"]])),
     )
-    found = rating_statistics.compare(table, *ARMS)["contrasts"]["all"]
+    found = rating_analysis.compare(table, *ARMS)["contrasts"]["all"]
     assert found["difference"] == pytest.approx(22 / 171)
     assert found["interval"] == pytest.approx((0.0, 0.26), abs=0.03) and found[
         "p"
@@ -203,7 +210,10 @@ def test_wilcoxon_is_one_sided_and_defined_on_zeros():
      (-0.1, 0.3, 19, "too few pairs"), (np.nan, np.nan, 5, "too few pairs")],
 )  # fmt: skip
 def test_non_inferiority(low, high, pairs, word):
-    assert rating_statistics.verdict(low, high, pairs) == word and rating_statistics.MARGIN == -0.15
+    assert (
+        rating_statistics.non_inferiority(low, high, pairs) == word
+        and rating_statistics.MARGIN == -0.15
+    )
 
 
 def test_the_fewest_pairs_that_decide_are_enough_for_the_interval():
@@ -231,7 +241,7 @@ def test_a_table_by_hand(tmp_path):
         key,
         exported(key, lambda v: (gated if v["arm"] == "gated" else baseline)[v["replicate"]]),
     )
-    found = rating_statistics.compare(table, *ARMS)
+    found = rating_analysis.compare(table, *ARMS)
     row = found["contrasts"]["all"]
     assert (row["pairs"], row["mean_arm"], row["mean_reference"], row["difference"]) == (
         4,
@@ -248,11 +258,11 @@ def test_a_table_by_hand(tmp_path):
 def test_raters_of_the_same_pairs_count_once(tmp_path):
     key = study(n=30, cells=CELLS[:2])
     label = lambda v: int(rng(hash((v["pair"], v["arm"])) % 2**32).integers(0, 3))
-    one = rating_statistics.compare(joined(tmp_path, key, exported(key, label)), *ARMS)[
-        "contrasts"
-    ]["all"]
+    one = rating_analysis.compare(joined(tmp_path, key, exported(key, label)), *ARMS)["contrasts"][
+        "all"
+    ]
     three = [exported(key, label, rater) for rater in ("A", "B", "C")]
-    many = rating_statistics.compare(joined(tmp_path, key, *three), *ARMS)["contrasts"]["all"]
+    many = rating_analysis.compare(joined(tmp_path, key, *three), *ARMS)["contrasts"]["all"]
     assert many == one and one["pairs"] == 60
 
 
@@ -263,7 +273,7 @@ def test_groups_have_their_own_rows(tmp_path):
         key,
         exported(key, lambda v: 2 if v["arm"] == "gated" and v["site"] == "s1" else 1),
     )
-    found = rating_statistics.compare(table, *ARMS)["contrasts"]
+    found = rating_analysis.compare(table, *ARMS)["contrasts"]
     assert found["s1"]["difference"] == 1 and found["s2"]["difference"] == 0
     assert found["all"]["difference"] == pytest.approx(1 / 3)
     assert {"lm-a layer 4", "lm-a s1 layer 4"} <= set(found) and found["lm-a s1 layer 4"][
@@ -278,7 +288,7 @@ def test_several_arms_against_one_reference(tmp_path):
     table = joined(
         tmp_path, key, exported(key, lambda v: {"gated": 2, "topk": 1, "baseline": 0}[v["arm"]])
     )
-    found = rating_statistics.analyse(table, arms, "baseline")["comparisons"]
+    found = rating_analysis.analyse(table, arms, "baseline")["comparisons"]
     assert [(c["arm"], c["contrasts"]["all"]["difference"]) for c in found] == [
         ("gated", 2),
         ("topk", 1),
@@ -295,7 +305,7 @@ def test_friedman_of_a_textbook_table():
     5.50 5.50 5.40;5.45 5.55 5.50;5.55 5.55 5.35;5.45 5.50 5.55;5.50 5.45 5.25;5.65 5.60 5.40;5.70 5.65 5.55;
     6.30 6.30 6.25"""
     table = pd.DataFrame([[float(x) for x in r.split()] for r in rows.split(";")])
-    found = rating_statistics.related(table)
+    found = rating_effects.related(table)
     assert found["p"] == pytest.approx(stats.chi2.sf(11.1, 2), rel=0.05) and found["blocks"] == 22
 
 
@@ -308,12 +318,12 @@ def test_a_planted_effect_is_found_where_it_is_and_nowhere_else(tmp_path):
         return int(np.clip(np.round(rise + noise.normal(0.4, 0.6)), 0, 2))
 
     table = joined(tmp_path, key, exported(key, label))
-    found = rating_statistics.effects(rating_statistics.differences(table, *ARMS), "d")
+    found = rating_effects.effects(rating_statistics.label_differences(table, *ARMS), "d")
     assert found["layer, lm-a"]["p"] < 1e-3 and found["layer trend, lm-a"]["p"] < 1e-4
     assert found["site"]["p"] > 0.05 and found["site"]["blocks"] == 36
     falling = table.assign(layer=-table["layer"])
     assert (
-        rating_statistics.effects(rating_statistics.differences(falling, *ARMS), "d")[
+        rating_effects.effects(rating_statistics.label_differences(falling, *ARMS), "d")[
             "layer trend, lm-a"
         ]["p"]
         > 0.99
@@ -323,7 +333,7 @@ def test_a_planted_effect_is_found_where_it_is_and_nowhere_else(tmp_path):
 def test_layers_are_ordered_as_numbers(tmp_path):
     key = study(n=8, cells=[("lm-a", "s1", layer) for layer in (4, 9, 15)])
     table = joined(tmp_path, key, exported(key, lambda v: {4: 0, 9: 1, 15: 2}[v["layer"]]))
-    found = rating_statistics.effects(table, "label")
+    found = rating_effects.effects(table, "label")
     assert (
         found["layer trend, lm-a"]["levels"] == ["4", "9", "15"]
         and found["layer trend, lm-a"]["p"] < 1e-4
@@ -337,16 +347,16 @@ def test_a_strict_rater_is_seen_in_labels_and_not_in_differences(tmp_path):
     also = exported(key, lambda v: int(noise.choice(3, p=[0.1, 0.2, 0.7])), "also soft")
     strict = exported(key, lambda v: int(noise.choice(3, p=[0.7, 0.2, 0.1])), "strict")
     table = joined(tmp_path, key, soft, also, strict)
-    raw = rating_statistics.effects(table, "label")
+    raw = rating_effects.effects(table, "label")
     assert (
         raw["rater"]["test"] == "Kruskal-Wallis"
         and raw["rater"]["p"] < 1e-6
         and raw["rater, lm-a"]["p"] < 1e-6
     )
     assert (
-        rating_statistics.effects(rating_statistics.differences(table, *ARMS), "d")["rater, lm-a"][
-            "p"
-        ]
+        rating_effects.effects(rating_statistics.label_differences(table, *ARMS), "d")[
+            "rater, lm-a"
+        ]["p"]
         > 0.05
     )
 
@@ -354,7 +364,7 @@ def test_a_strict_rater_is_seen_in_labels_and_not_in_differences(tmp_path):
 def test_raters_with_latents_of_their_own_are_matched_by_cell(tmp_path):
     key = study(n=2, pages=3)
     rows = [exported(key, lambda v, k=k: k, f"R{k}", k + 1) for k in range(3)]
-    found = rating_statistics.effects(joined(tmp_path, key, *rows), "label")
+    found = rating_effects.effects(joined(tmp_path, key, *rows), "label")
     assert found["rater, lm-a"]["blocks"] == 9 * 2 * 2 and found["rater, lm-a"]["p"] < 1e-6
     assert found["site"]["blocks"] == 3 * 6 * 2 and found["site"]["p"] == 1.0
 
@@ -366,7 +376,7 @@ def test_two_levels_and_one_level(tmp_path):
     table = joined(
         tmp_path, key, exported(key, lambda v: 2 if v["lm"] == "lm-b" else int(v["layer"] == 9))
     )
-    found = rating_statistics.effects(table, "label")
+    found = rating_effects.effects(table, "label")
     assert found["layer, lm-a"]["test"] == "Wilcoxon-Pratt" and found["layer, lm-a"]["p"] < 1e-3
     assert found["layer, lm-b"]["p"] == 1.0
     assert found["model"]["test"] == "Mann-Whitney" and found["model"]["p"] < 1e-6
@@ -384,10 +394,10 @@ def test_effects_have_the_error_rate_they_claim():
         tied.append(
             [
                 test(labels)["p"] < 0.1
-                for test in (rating_statistics.related, rating_statistics.page)
+                for test in (rating_effects.related, rating_effects.page_trend)
             ]
         )
-        free.append(rating_statistics.page(normal)["p"] < 0.1)
+        free.append(rating_effects.page_trend(normal)["p"] < 0.1)
     friedman, trend = np.mean(tied, 0)
     assert friedman == pytest.approx(0.1, abs=0.045)
     assert (
@@ -406,27 +416,27 @@ def test_krippendorff_of_the_published_example():
         "1 2 5 1 ."
     )
     values = [[np.nan if x == "." else float(x) for x in row.split()] for row in text.split(";")]
-    assert rating_statistics.krippendorff(values) == pytest.approx(0.849, abs=5e-4)
+    assert rating_agreement.krippendorff(values) == pytest.approx(0.849, abs=5e-4)
 
 
 def test_krippendorff_at_its_ends():
     same = rng().integers(0, 3, 400).astype(float)
-    assert rating_statistics.krippendorff([same, same]) == pytest.approx(1)
-    assert rating_statistics.krippendorff(rng(1).integers(0, 3, (3, 4000))) == pytest.approx(
+    assert rating_agreement.krippendorff([same, same]) == pytest.approx(1)
+    assert rating_agreement.krippendorff(rng(1).integers(0, 3, (3, 4000))) == pytest.approx(
         0, abs=0.04
     )
-    assert rating_statistics.krippendorff([same, 2 - same]) < -0.9
-    assert np.isnan(rating_statistics.krippendorff(np.ones((2, 5)))) and np.isnan(
-        rating_statistics.krippendorff([[1, np.nan]])
+    assert rating_agreement.krippendorff([same, 2 - same]) < -0.9
+    assert np.isnan(rating_agreement.krippendorff(np.ones((2, 5)))) and np.isnan(
+        rating_agreement.krippendorff([[1, np.nan]])
     )
 
 
 def test_agreement_counts_only_shared_items(tmp_path):
     key = study(n=2, pages=2, shared=1, cells=CELLS[:3])
     one, two = (exported(key, lambda v: v["replicate"] % 3, r, p) for r, p in (("A", 1), ("B", 2)))
-    found = rating_statistics.agreement(joined(tmp_path, key, one, two))
+    found = rating_agreement.agreement(joined(tmp_path, key, one, two))
     assert found["items"] == 6 and found["equal"] == 1.0
-    alone = rating_statistics.agreement(joined(tmp_path, key, one))
+    alone = rating_agreement.agreement(joined(tmp_path, key, one))
     assert alone["items"] == 0 and np.isnan(alone["alpha"])
 
 
@@ -483,10 +493,12 @@ def test_items_of_another_page_and_repeated_raters(tmp_path):
 def test_partial_files_keep_the_pairs_rated_on_both_sides(tmp_path):
     key, data = broken(lambda d: d["ratings"].pop(1))
     table = joined(tmp_path, key, data, partial=True)
-    assert len(table) == 3 and list(rating_statistics.differences(table, *ARMS)["pair"]) == ["0-1"]
+    assert len(table) == 3 and list(rating_statistics.label_differences(table, *ARMS)["pair"]) == [
+        "0-1"
+    ]
     data["ratings"] = data["ratings"][:1]
     with pytest.raises(ValueError, match="no pair of gated and baseline is rated on both sides"):
-        rating_statistics.compare(joined(tmp_path, key, data, partial=True), *ARMS)
+        rating_analysis.compare(joined(tmp_path, key, data, partial=True), *ARMS)
 
 
 @pytest.mark.parametrize(
@@ -559,7 +571,7 @@ def test_the_report_has_the_mean_labels_of_sites_and_layers_with_intervals(tmp_p
     label = lambda v: int(
         np.clip(noise.integers(0, 3) - (v["layer"] == 20 and v["arm"] == "baseline"), 0, 2)
     )
-    found = rating_statistics.analyse(joined(tmp_path, key, exported(key, label)), ARMS, "baseline")
+    found = rating_analysis.analyse(joined(tmp_path, key, exported(key, label)), ARMS, "baseline")
     told = rating_report.text(found)
     of = found["comparisons"][0]["contrasts"]
     assert list(of) == ["all", "s1", "s2", "s3", "lm-a layer 8", "lm-a layer 20", *[" ".join(
@@ -632,9 +644,7 @@ def test_score_names_a_file_that_is_not_json(tmp_path, capsys):
 def test_report_of_equal_ratings_says_so(tmp_path):
     key = study(n=2, cells=CELLS[:1])
     told = rating_report.text(
-        rating_statistics.analyse(
-            joined(tmp_path, key, exported(key, lambda v: 1)), ARMS, "baseline"
-        )
+        rating_analysis.analyse(joined(tmp_path, key, exported(key, lambda v: 1)), ARMS, "baseline")
     )
     assert (
         "all differences are equal" in told
