@@ -53,7 +53,7 @@ def pilot(scale: str) -> list[Run]:
     """
     if scale == "cpu":
         mini = replace(base(scale), tokens=512_000, eval_tokens=200_000)
-        return smollm2_sites.pilot() + both(grid(mini, lam=PILOT_LAMBDAS))
+        return smollm2_sites.pilot_runs() + both(grid(mini, lam=PILOT_LAMBDAS))
     return both(
         grid(Run(**SETTINGS[scale]), lam=SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS)
     )
@@ -92,7 +92,7 @@ def pareto(scale: str) -> list[Run]:
     if scale == "paper":
         from gsae.experiments import paper_scale
 
-        return paper_scale.runs("pareto")
+        return paper_scale.paper_runs("pareto")
     return seeds(scale) + sites(scale)
 
 
@@ -102,7 +102,7 @@ def sites(scale: str) -> list[Run]:
     if scale == "smoke":
         return pilot(scale)
     if scale == "cpu":
-        return smollm2_sites.sites()
+        return smollm2_sites.site_runs()
     return both(grid(replace(base(scale), site="mlp_out"), lam=lambdas(scale)[1::2][:2]))
 
 
@@ -112,7 +112,7 @@ def ends(scale: str) -> list[Run]:
     resampling. At other scales one pair at half the smallest lambda.
     """
     if scale == "cpu":
-        return smollm2_sites.ends()
+        return smollm2_sites.end_runs()
     least = min((run for run in sites(scale) if run.arch == "gated"), key=lambda run: run.lam)
     return both([replace(least, lam=rounded(least.lam / 2))])
 
@@ -232,8 +232,8 @@ def first_pass(scale: str) -> list[Run]:
     return (
         found
         + both([replace(run, lam=lams[3], resample=())])
-        + smollm2_sites.first_pass()
-        + smollm2_sites.trials()
+        + smollm2_sites.first_pass_runs()
+        + smollm2_sites.trial_runs()
     )
 
 
@@ -243,7 +243,7 @@ def resampling(scale: str) -> list[Run]:
     run, lams, share = main_sweep(scale)
     found = both([replace(run, lam=lams[len(lams) // 2])], share)
     if scale == "cpu":
-        first = [r for r in smollm2_sites.first_pass() if r.lam == FIRST_SITE_LAMBDAS[1]]
+        first = [r for r in smollm2_sites.first_pass_runs() if r.lam == FIRST_SITE_LAMBDAS[1]]
         found += [r for r in first + sites(scale) if r.site == "resid_post" and r.seed == 0]
     return [replace(r, resample=()) for r in found]
 
@@ -253,7 +253,7 @@ def study(scale: str) -> list[Run]:
     L0 near 50.
     """
     if scale == "cpu":
-        return smollm2_sites.pairs()
+        return smollm2_sites.pair_runs()
     return pilot(scale)[::2] if scale == "smoke" else neurons(scale)
 
 

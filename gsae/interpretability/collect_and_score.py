@@ -19,6 +19,7 @@ from gsae.evidence import provenance, result_files, run_files
 from gsae.evidence import run as run_module
 from gsae.experiments import retrain
 from gsae.experiments.estimate import TooLarge, check
+from gsae.experiments.evaluate import Evaluation
 from gsae.experiments.site import Site
 from gsae.interpretability import (
     automated_scores,
@@ -117,7 +118,7 @@ def train_again(
     lost = [run for name, run in known if run.id == name and retrain.weightless(run)]
     if lost:
         check(lost, at, cache_dir(), force=force, **machine())
-        retrain.remake(lost, Site(lost[0], lm), at)
+        retrain.remake(lost, Evaluation(Site(lost[0], lm)), at)
 
 
 def nearest(densities: Float[Tensor, " K"], shares: Float[Tensor, " V"]) -> list[int]:

@@ -21,7 +21,7 @@ from test_training import DEAD, M, batches, n, plan
 from gsae.evidence.run import grid
 from gsae.experiments import runner, sweeps
 from gsae.experiments import site as site_module
-from gsae.lm import store
+from gsae.lm import models, store
 from gsae.system import devices, distributed, tensors
 from gsae.system.distributed import ALONE, RankError, Ranks
 from gsae.training import loop as loop_module
@@ -261,7 +261,7 @@ def test_ranks_share_one_harvest_to_the_same_bytes(ranks, tmp_path, monkeypatch)
     assert spans[1][0][1] == -(-280 // 6) and spans[0][0][1] % 16 == 0
     tiny_world(monkeypatch.setattr)
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path))
-    site = site_module.Site(BASE, runner.language_models.load("tiny"))
+    site = site_module.Site(BASE, models.load("tiny"))
     (folder,) = out.glob("activations/*/*/")
     assert {p.name for p in folder.iterdir()} == {store.DATA, store.META}
     assert (folder / store.DATA).read_bytes() == (site.store.folder / store.DATA).read_bytes()

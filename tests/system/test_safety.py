@@ -23,7 +23,8 @@ from test_training import assert_same, batches, plan
 
 from gsae.evidence import provenance, run_files
 from gsae.evidence.run import Run, grid
-from gsae.experiments import cost, gpu_parts, runner, site
+from gsae.experiments import composition, cost, gpu_parts, runner, site, sweeps
+from gsae.lm import models
 from gsae.lm import store as activations
 from gsae.saes import files as sae_files
 from gsae.system import devices
@@ -55,7 +56,7 @@ def tiny_world(patch) -> None:
     """Sweeps read a two-layer random language model and random text."""
     model, ids = make(), np.random.default_rng(0).integers(V, size=(53, T)).astype("int32")
     blocks = Dataset.from_dict({"tokens": ids.tolist()}).with_format("numpy")
-    patch(runner.language_models, "load", lambda name: model)
+    patch(models, "load", lambda name: model)
     patch(site.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
 
 
@@ -518,7 +519,7 @@ def test_a_checkpoint_of_unfinished_runs_is_kept_while_others_train(
 
 
 def test_runs_of_one_stack_are_stored_where_each_belongs(world, monkeypatch):
-    monkeypatch.setitem(runner.experiments.EXPERIMENTS, "few", lambda at: RUNS[1:])
+    monkeypatch.setitem(sweeps.EXPERIMENTS, "few", lambda at: RUNS[1:])
     runner.run(RUNS, "smoke", home="mine")
     homes = {path.stem: path.parent.name for path in world("here").glob("evidence/smoke/*/*.json")}
     assert homes == dict(zip((r.id for r in RUNS), ("mine", "few", "few"), strict=True))
@@ -761,9 +762,9 @@ def test_two_processes_that_find_an_empty_cache_make_one_store_and_share_the_swe
 
 
 def test_a_lock_does_not_depend_on_which_runs_are_left():
-    assert len({runner.kind(r) for r in RUNS}) == 1
+    assert len({composition.kind(r) for r in RUNS}) == 1
     others = [*grid(BASE, seed=[1]), *grid(BASE, M=[32]), *grid(BASE, layer=[0])]
-    assert len({runner.kind(r) for r in [RUNS[0], *others]}) == 4
+    assert len({composition.kind(r) for r in [RUNS[0], *others]}) == 4
 
 
 @pytest.mark.parametrize("part", ["lambda", "key", "weights"])
@@ -800,7 +801,7 @@ def test_half_a_checkpoint_that_a_kill_left_is_removed(world, monkeypatch):
 @pytest.mark.parametrize("where", ["harvest", "evaluation"])
 def test_nan_activations_are_named_and_leave_no_evidence(world, monkeypatch, fits, where):
     folder = world("here")
-    model = runner.language_models.load("tiny")
+    model = models.load("tiny")
     activations_of = model.activations
 
     def spoiled(tokens, sites):
