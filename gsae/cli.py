@@ -213,8 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from gsae.saes import files, interop
 
                 sae = files.load(args.sae)
-                run = getattr(sae, "about", {}).get("run") or {}
-                hook_name = names.hook(run["site"], run["layer"]) if run else None
+                origin = getattr(sae, "about", {}).get("run") or {}
+                hook_name = names.hook(origin["site"], origin["layer"]) if origin else None
                 print(interop.export(sae, args.folder, args.to, hook_name))
             case "import":
                 from gsae.saes import files, interop

@@ -131,17 +131,17 @@ def train_texts(texts: list[list[Work]], scale: str, force: bool, ranks: Alone, 
     Where there are fewer stacks than ranks, the ranks train one after another together; else each
     trains stacks of its own.
     """
-    stacks = [stack for works in texts for work in works for stack in work.stacks]
-    together = 1 < ranks.world and len(stacks) < ranks.world
-    mine = stacks if together else dealt_to(ranks, stacks)
+    all_stacks = [stack for works in texts for work in works for stack in work.stacks]
+    together = 1 < ranks.world and len(all_stacks) < ranks.world
+    mine = all_stacks if together else dealt_to(ranks, all_stacks)
     if ranks.world > 1:  # the whole harvest first, while all are here
         for works in texts:
             harvest([work.site for work in works], ranks)
     for works in texts:
         harvest([work.site for work in works], ALONE)
-        for site, of_site in works:
-            here = [stack for stack in of_site if stack in mine]
-            train_site(site, here, scale, force, ranks if together else ALONE, home)
+        for site, stacks in works:
+            stacks = [stack for stack in stacks if stack in mine]
+            train_site(site, stacks, scale, force, ranks if together else ALONE, home)
             site.release()
 
 

@@ -170,7 +170,9 @@ def ranks(tmp_path_factory):
     )  # Python runs it before the command
     environment = {**os.environ, "GSAE_CACHE": str(out), "GSAE_EVIDENCE": str(out / "evidence")}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, (HERE.parent, HERE, out)))
+    tests = HERE.parent
+    paths = (tests.parent, tests, HERE, tests / "lm", tests / "training", out)
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     command = [
         sys.executable,
         "-m",

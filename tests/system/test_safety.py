@@ -26,11 +26,9 @@ from gsae.evidence.run import Run, grid
 from gsae.experiments import composition, cost, gpu_parts, runner, site, sweeps
 from gsae.lm import models
 from gsae.lm import store as activations
-from gsae.saes import files as sae_files
 from gsae.system import devices
 from gsae.system import files as disk
 from gsae.system import tensors as tensors_module
-from gsae.training import adam as adam_module
 from gsae.training import loop as loop_module
 from gsae.training import resampling, stack
 from gsae.training.stack import Stack
@@ -125,7 +123,7 @@ def test_a_signal_half_way_through_an_update_finishes_the_step_and_saves(
 ):
     path, adam, calls, before = (
         tmp_path / "stack.safetensors",
-        adam_module.adam,
+        stack.adam,
         [],
         signal.getsignal(number),
     )
@@ -141,7 +139,7 @@ def test_a_signal_half_way_through_an_update_finishes_the_step_and_saves(
     whole, first, second = (Stack(plan()) for _ in range(3))
     loop_module.fit(whole, batches, bar=False)
     with monkeypatch.context() as m:
-        m.setattr(adam_module, "adam", pressed)
+        m.setattr(stack, "adam", pressed)
         with pytest.raises(
             KeyboardInterrupt, match=r"stopped after \d of 40 steps: kept in .*stack.safetensors"
         ):
@@ -356,7 +354,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(tmp_path, monkeypatc
         Path(name).write_bytes(b"half a file")
         raise error
 
-    monkeypatch.setattr(sae_files, "save_file", full)
+    monkeypatch.setattr(tensors_module, "save_file", full)
     with pytest.raises(
         disk.WriteError, match="cannot write .*stack.safetensors: .*No space left.*make room"
     ):
@@ -607,7 +605,7 @@ def slow_sweep(name, log, patch):
 
 def stuck_in_a_save(half, patch):
     """Never rename the checkpoint of step 4, and say when it is on disk."""
-    save_file = sae_files.save_file
+    save_file = tensors_module.save_file
 
     def stuck(tensors, path, header):
         save_file(tensors, path, header)
@@ -615,7 +613,7 @@ def stuck_in_a_save(half, patch):
             half.touch()
             time.sleep(1000)
 
-    patch(sae_files, "save_file", stuck)
+    patch(tensors_module, "save_file", stuck)
 
 
 def meet_before_the_harvest(name, log, patch):
