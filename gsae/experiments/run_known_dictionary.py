@@ -97,7 +97,7 @@ def magnitude_recovery(
     return {
         "slope": share((y * t).sum(), t.square().sum()),
         "offset_slope": share((y * centred).sum(), centred.square().sum()),
-        "magnitude_gamma": share(estimated.square().sum(), (estimated * true).sum()),  # Eq. 10
+        "magnitude_gamma": share(estimated.square().sum(), (estimated * true).sum()),
         "recall": share(both_on.sum(), (true > 0).sum()),
         "precision": share(both_on.sum(), (estimated > 0).sum()),
     }
