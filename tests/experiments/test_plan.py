@@ -22,7 +22,17 @@ import gsae.saes.base
 from gsae import cli
 from gsae.evidence import run_files
 from gsae.evidence.run import Run, wider
-from gsae.experiments import cost, estimate, gpu_parts, limits, paper_scale, plan, settings, sweeps
+from gsae.experiments import (
+    cost,
+    estimate,
+    gpu_parts,
+    limits,
+    paper_scale,
+    plan,
+    settings,
+    smollm2_sites,
+    sweeps,
+)
 from gsae.lm import names
 from gsae.saes import GatedSAE
 from gsae.training.closed_form import closed_form
@@ -715,7 +725,7 @@ def test_the_ends_of_the_grids_are_part_of_chapter_4_and_without_resampling_of_c
     assert {run.lam for run in usual if run.arch == "gated"} == {
         v for lams in settings.SITE_ENDS.values() for v in lams
     }
-    monkeypatch.setattr(settings, "SITE_ENDS", {})
+    monkeypatch.setattr(smollm2_sites, "SITE_ENDS", {})
     before = sweeps.runs("sites", "cpu")
     assert not set(ends) & set(before) and at_all == {*before, *usual}
 
