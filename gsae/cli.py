@@ -163,14 +163,14 @@ def run(name: str, at: str, force: bool):
     if name == "known":
         from gsae.experiments import run_known_dictionary
 
-        return run_known_dictionary.run(at, force=force)
+        return run_known_dictionary.known_dictionary(at, force=force)
     import pandas as pd
 
     from gsae.experiments import follow_ups, run_follow_ups
 
     of = follow_ups.KINDS if name == "controls" else follow_ups.PURSUED
     return pd.concat(
-        [run_follow_ups.run(name, one, at, force=force) for one in of], ignore_index=True
+        [run_follow_ups.follow_up(name, one, at, force=force) for one in of], ignore_index=True
     )
 
 
@@ -189,9 +189,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             case "status":
                 status(at)
             case "audit":
-                from gsae.experiments import retrain
+                from gsae.experiments import audit
 
-                return retrain.main(args)
+                return audit.main(args)
             case "readme":
                 from gsae.claims import readme
 

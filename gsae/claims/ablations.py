@@ -51,7 +51,7 @@ def compared(df: pd.DataFrame, names: Sequence[str], conditions) -> Verdict:
 def unfrozen(scale: str) -> Verdict:
     """Fig. 8: clearly below is a ratio of delta CE above 1.05."""
     name = "unfrozen decoder"
-    return compared(tables.ablations(scale), [name], {name: (CLEARLY, np.inf)})
+    return compared(tables.ablation_runs(scale), [name], {name: (CLEARLY, np.inf)})
 
 
 def small_changes(scale: str) -> Verdict:
@@ -61,14 +61,14 @@ def small_changes(scale: str) -> Verdict:
     """
     close = (1 / CLEARLY, CLEARLY)
     bounds = {"no r_mag": close, "untied encoders": close, arms_module.WIDE: (1, np.inf)}
-    return compared(tables.ablations(scale), list(bounds), bounds)
+    return compared(tables.ablation_runs(scale), list(bounds), bounds)
 
 
 def no_auxiliary(scale: str) -> Verdict:
     """Pitfall of section 3.2: without the auxiliary term L0 is below 1, or below a tenth of the
     paper's arm's.
     """
-    df = tables.ablations(scale)
+    df = tables.ablation_runs(scale)
     shut, gated = df[df["series"] == "no auxiliary term"], df[df["series"] == arms_module.GATED]
     pairs = shut.merge(gated, on=["lam", "seed"], suffixes=("", "_gated"))
     if waiting := unfinished(pd.concat([shut, gated])):

@@ -22,7 +22,7 @@ from gsae.evidence.verdict import (
     together,
     unfinished,
 )
-from gsae.experiments import follow_ups, tables
+from gsae.experiments import follow_ups, records, tables
 
 # times the number of latents at test time, in training: what is nearer was trained for that number
 HIGHER = 1.5
@@ -140,17 +140,16 @@ def known_dictionary(scale: str) -> Verdict:
     """Ours: gated gamma and slope near 1, its cosine at least the baseline's, the baseline's slope
     below 1.
     """
-    from gsae.experiments import follow_ups  # needs torch, to say which results there should be
-
     at = run.scale(scale)
-    wanted = follow_ups.grid(at)
-    missing = follow_ups.missing(follow_ups.EXPERIMENT, wanted, at)
-    df = result_files.load(follow_ups.EXPERIMENT, at)
+    known = follow_ups.KNOWN
+    wanted = follow_ups.known_settings(at)
+    missing = records.missing_results(known, wanted, at)
+    df = result_files.load(known, at)
     df = df[df["status"] == "done"]
-    recipe = result_files.recipe(follow_ups.EXPERIMENT)
+    recipe = result_files.recipe(known)
     absent = [
-        of | {"id": result_files.result_id(follow_ups.EXPERIMENT, of, recipe), "status": "missing"}
-        for of in missing
+        settings | {"id": result_files.result_id(known, settings, recipe), "status": "missing"}
+        for settings in missing
     ]
     rests_on(pd.concat([df, pd.DataFrame(absent)], ignore_index=True).assign(scale=at))
     if missing:

@@ -7,6 +7,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "evaluate": ["Evaluation"],
         "runner": ["run"],
         "site": ["Site"],
         "sweeps": ["EXPERIMENTS", "runs", "scale"],

@@ -1,16 +1,15 @@
-"""What is computed from finished runs, as data: which controls and pursuits there are, and their
-tables. No torch.
+"""What is computed beside training, as data: the controls and pursuits of finished runs with their
+tables, and the known dictionary, which needs no runs. No torch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
 from gsae.evidence import result_files
-from gsae.evidence import run as sweeps
-from gsae.experiments import records
+from gsae.experiments import records, sweeps
 
-CONTROLS, ITO = "controls", "ito"  # the experiments' names
+CONTROLS, ITO, KNOWN = "controls", "ito", "known"  # the experiments' names
 RUNS = "seeds"  # the experiment whose runs are pruned and pursued, and on which the verdicts rest
 PURSUED = (RUNS, "same_width", "longer")
 INCREASES = (0.01, 0.05)  # of the mean squared error that pruning may cost, on training data
@@ -24,49 +23,55 @@ STEPS = {"smoke": 100}  # of rescale & shift; 500 elsewhere
 TOKENS = {"smoke": 512}  # of pursuit; 16,384 elsewhere
 
 
-def settings(run_id: str, control: str, increase: float = 0.0, steps: int = 0) -> dict:
+def steps_at(scale: str) -> int:
+    return STEPS.get(scale, 500)
+
+
+def tokens_at(scale: str) -> int:
+    return TOKENS.get(scale, 16_384)
+
+
+def control_settings(run_id: str, control: str, increase: float = 0.0, steps: int = 0) -> dict:
     """What names a control: `increase` is 0 without pruning, `steps` 0 without training."""
     return {"run": run_id, "control": control, "increase": increase, "steps": steps}
 
 
-def plan(row, increases: Sequence[float] = INCREASES, steps: int = 500) -> list[dict]:
+def controls_of(row, increases: Sequence[float] = INCREASES, steps: int = 500) -> list[dict]:
     """The controls of one finished run: pruning for both arms; for baselines also rescale & shift,
     with and without.
     """
-    pruned = [settings(row.id, "pruned", increase) for increase in increases]
+    pruned = [control_settings(row.id, "pruned", increase) for increase in increases]
     if row.arch != "baseline":
         return pruned
-    both = [settings(row.id, "pruned_rescale_shift", increase, steps) for increase in increases]
-    return [settings(row.id, "rescale_shift", steps=steps), *pruned, *both]
+    rescaled = control_settings(row.id, "rescale_shift", steps=steps)
+    both = [
+        control_settings(row.id, "pruned_rescale_shift", increase, steps) for increase in increases
+    ]
+    return [rescaled, *pruned, *both]
 
 
-def pursuit(run_id: str, s: int, tokens: int) -> dict:
+def pursuit_settings(run_id: str, s: int, tokens: int) -> dict:
     """What names a pursuit: `s` latents at most, 0 for the run's own encoder, on `tokens` of
     evaluation text.
     """
     return {"run": run_id, "s": s, "tokens": tokens}
 
 
-def wanted(kind: str, runs: pd.DataFrame, experiment: str, at: str) -> list[dict]:
+def wanted(kind: str, runs: pd.DataFrame, experiment: str, scale: str) -> list[dict]:
     """The settings of every result of one kind, "controls" or "ito", for the runs of an experiment.
 
     Raises KeyError where no controls are defined for the experiment.
     """
     if kind == ITO:
-        sizes = (0, *PURSUITS)
-        return [
-            pursuit(row.id, s, TOKENS.get(at, 16_384)) for row in runs.itertuples() for s in sizes
-        ]
+        tokens = tokens_at(scale)
+        return [pursuit_settings(name, s, tokens) for name in runs["id"] for s in (0, *PURSUITS)]
     if experiment not in KINDS:
         raise KeyError(
             f"no controls are defined for {experiment!r}: expected one of {', '.join(KINDS)}"
         )
-    planned = [of for row in runs.itertuples() for of in plan(row, steps=STEPS.get(at, 500))]
-    return [of for of in planned if of["control"] in KINDS[experiment]]
-
-
-def missing(kind: str, of: Iterable[dict], at: str) -> list[dict]:
-    return [one for one in of if result_files.find(kind, one, at) is None]
+    steps, kinds = steps_at(scale), KINDS[experiment]
+    planned = [settings for row in runs.itertuples() for settings in controls_of(row, steps=steps)]
+    return [settings for settings in planned if settings["control"] in kinds]
 
 
 def table(kind: str, experiment: str, scale: str | None = None) -> pd.DataFrame:
@@ -75,52 +80,55 @@ def table(kind: str, experiment: str, scale: str | None = None) -> pd.DataFrame:
 
     Returns:
         One row a result: its settings, metrics and `sums`, and the fields of its run (`arch`,
-            `lam`, `seed`, `M`, …);
-        what both have, as `l0` or `tokens`, is the result's, and the run's under the suffix `_run`.
-        `run` is its id.
+        `lam`, `seed`, `M`, …); what both have, as `l0` or `tokens`, is the result's, and the run's
+        under the suffix `_run`. `run` is its id.
     """
-    at = sweeps.scale(scale)
-    runs = records.load(experiment, at)
-    rows = pd.DataFrame(of := wanted(kind, runs, experiment, at))
-    rows["id"] = [result_files.result_id(kind, one, result_files.recipe(kind)) for one in of]
-    found = result_files.load(kind, at)
-    found = found[["id", *(c for c in found if c not in rows)]]
-    rows = rows.merge(found, "left", on="id").merge(
-        runs, "left", left_on="run", right_on="id", suffixes=("", "_run"), validate="many_to_one"
+    scale = sweeps.scale(scale)
+    runs = records.load(experiment, scale)
+    settings = wanted(kind, runs, experiment, scale)
+    recipe = result_files.recipe(kind)
+    rows = pd.DataFrame(settings)
+    rows["id"] = [result_files.result_id(kind, each, recipe) for each in settings]
+    results = result_files.load(kind, scale)
+    measured = [column for column in results if column not in rows]
+    rows = rows.merge(results[["id", *measured]], "left", on="id")
+    rows = rows.merge(
+        runs,
+        "left",
+        left_on="run",
+        right_on="id",
+        suffixes=("", "_run"),
+        validate="many_to_one",
     )
     rows["status"] = rows["status"].fillna("missing")
-    for column in (
-        "l0",
-        "loss_recovered",
-        "gamma",
-        "sums",
-    ):  # nothing on record: the run's own are not the result's
+    # With nothing on record these are the run's own, which are not the result's.
+    for column in ("l0", "loss_recovered", "gamma", "sums"):
         if f"{column}_run" not in rows:
             rows = rows.rename(columns={column: f"{column}_run"}).assign(**{column: float("nan")})
     return rows
 
 
-EXPERIMENT = "known"
-
-
-FIXED = dict(n=32, features=48, tokens=300_000, batch=256, lr=5e-3)
-
-
-GRID: dict[str, dict] = {  # of each scale; `lam` are lambdas of each architecture, trained together
-    "smoke": FIXED | dict(l0=(2.0,), noise=(0.0,), seeds=1, lam=(0.5,), tokens=150_000),
-    "cpu": FIXED | dict(l0=(2.0, 4.0), noise=(0.0, 0.1, 0.3), seeds=3, lam=(0.3, 0.5, 0.8)),
+# Of the known dictionary: what all its results at a scale share, and, scale -> what they run over;
+# `lam` are lambdas of each architecture, trained together.
+KNOWN_SHARED = dict(n=32, features=48, tokens=300_000, batch=256, lr=5e-3)
+KNOWN_SWEEP = dict(l0=(2.0, 4.0), noise=(0.0, 0.1, 0.3), seeds=3, lam=(0.3, 0.5, 0.8))
+KNOWN_GRIDS: dict[str, dict] = {
+    "smoke": KNOWN_SHARED | dict(l0=(2.0,), noise=(0.0,), seeds=1, lam=(0.5,), tokens=150_000),
+    "cpu": KNOWN_SHARED | KNOWN_SWEEP,
+    "gpu": KNOWN_SHARED | KNOWN_SWEEP,
+    "paper": KNOWN_SHARED | KNOWN_SWEEP,
 }
 
 
-def grid(scale: str | None = None) -> list[dict]:
-    """The settings of every result at a scale, plain values."""
-    of = GRID[sweeps.scale(scale)]
-    fixed = {k: of[k] for k in FIXED} | {"M": of["features"] * 3 // 2}
+def known_settings(scale: str | None = None) -> list[dict]:
+    """The settings of every result of the known dictionary at a scale, plain values."""
+    grid = KNOWN_GRIDS[sweeps.scale(scale)]
+    shared = {name: grid[name] for name in KNOWN_SHARED} | {"M": grid["features"] * 3 // 2}
     return [
-        {"arch": arch, "lam": lam, "data_l0": l0, "noise": noise, "seed": seed, **fixed}
-        for l0 in of["l0"]
-        for noise in of["noise"]
-        for seed in range(of["seeds"])
+        {"arch": arch, "lam": lam, "data_l0": l0, "noise": noise, "seed": seed, **shared}
+        for l0 in grid["l0"]
+        for noise in grid["noise"]
+        for seed in range(grid["seeds"])
         for arch in ("gated", "baseline")
-        for lam in of["lam"]
+        for lam in grid["lam"]
     ]

@@ -2,171 +2,33 @@
 `gsae.run`.
 """
 
-import hashlib
-import os
 import sys
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
-import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gsae.evidence import provenance, run_files
-from gsae.evidence import run as run_module
-from gsae.evidence.run import Run
-from gsae.experiments import estimate, limits, sweeps
+from gsae.evidence.run import RECIPES, Run, sources
+from gsae.experiments import estimate, limits, records, sweeps
+from gsae.experiments.composition import checkpoint_of, compositions, kind, plan_of
+from gsae.experiments.evaluate import Evaluation
+from gsae.experiments.grouping import groups
 from gsae.experiments.site import Site
-from gsae.lm import models as language_models
-from gsae.saes import files
-from gsae.system import distributed, tensors
-from gsae.system.devices import machine, product_dtype
+from gsae.lm import models
+from gsae.saes import SAE, files
+from gsae.system import distributed
+from gsae.system.devices import machine
 from gsae.system.distributed import ALONE, Alone
 from gsae.system.files import cache_dir, lock
-from gsae.training.loop import fit
+from gsae.training import loop
 from gsae.training.schedule import Plan
 from gsae.training.stack import Stack
-
-
-def plan_of(runs: list[Run], site: Site) -> Plan:
-    run, device = runs[0], "cuda" if torch.cuda.is_available() else "cpu"
-    return Plan(
-        run.arch,
-        len(site.store.mean),
-        run.M,
-        tuple(r.lam for r in runs),
-        run.steps,
-        run.batch,
-        run.lr,
-        run.seed,
-        tuple(sorted(run.switches.items())),
-        run.lam_warmup,
-        run.lr_warmup,
-        run.lr_decay,
-        run.resample,
-        tuple(r.id for r in runs),
-        dtype=product_dtype(device),
-        device=device,
-    )
-
-
-def kind(run: Run) -> str:
-    """A hash of all that the runs of one stack share: whichever of them are left, it is the
-    same.
-    """
-    return replace(run, lam=0.0).id
-
-
-def checkpoint_of(plan: Plan, run: Run) -> Path:
-    """A stack's checkpoint: named after what its runs share, then after which runs they are."""
-    shared = kind(run) + repr(replace(plan, lams=(), names=()))
-    parts = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (shared, repr(plan.names)))
-    return cache_dir() / "checkpoints" / f"{'-'.join(parts)}.safetensors"
-
-
-def compositions(left: list[Run], site: Site, at: str, ranks: Alone = ALONE) -> list[list[Run]]:
-    """How the runs left of one stack train: those of a checkpoint in the stack that was saved, the
-    others together, or, where a GPU does not hold as many, in the parts of `gsae plan`.
-
-    A stack is resumed as it was, with the runs that were finished meanwhile (their evidence is not
-    written again): resampling draws by a run's place, and steps already made are not made twice. A
-    checkpoint of finished runs alone is of no more use, and deleted; one of runs that are not asked
-    for now is kept for when they are.
-    """
-    stacks, rest, saved = [], list(left), []
-    pattern = checkpoint_of(plan_of(left, site), left[0]).name.split("-")[0]
-    for path in sorted((cache_dir() / "checkpoints").glob(f"{pattern}-*.safetensors")):
-        state = tensors.state(path)
-        runs = [replace(left[0], lam=lam) for lam in state.get("lams", ())]
-        if not runs or checkpoint_of(plan_of(runs, site), runs[0]) != path:
-            raise tensors.CheckpointError(
-                f"{path} is damaged: its name is not that of the runs it lists. Delete the file; "
-                "it will be made again"
-            )
-        saved.append((-state.get("step", 0), path, runs))
-    ranks.barrier("the checkpoints")
-    for _, path, runs in sorted(saved, key=lambda one: one[:2]):
-        if set(runs) & set(rest):
-            stacks.append(runs)
-            rest = [r for r in rest if r not in runs]
-        elif ranks.first and all(run_files.find(r.id, at) for r in runs):
-            print(f"{path.name} holds finished runs alone: deleted", file=sys.stderr)
-            path.unlink()
-    return stacks + ([list(part.runs) for part in site.parts(rest)] if rest else [])
-
-
-def train_stack(
-    runs: list[Run], site: Site, home: str, at: str, force: bool = False, ranks: Alone = ALONE
-) -> None:
-    """Train runs that differ in lambda alone, evaluate each that has no evidence yet and write it
-    at once.
-
-    With `ranks`, all train the stack together, and each evaluates its share of the SAEs.
-    """
-    began, plan = time.monotonic(), plan_of(runs, site)
-    checkpoint, stack = checkpoint_of(plan, runs[0]), Stack(plan, ranks)
-    if ranks.first:  # what a kill in the middle of a save left
-        for half in checkpoint.parent.glob(f".{checkpoint.name}.*"):
-            half.unlink()
-    # A checkpoint is made at some 0.5 GB/s, while training waits: large ones are made less often.
-    saes = fit(
-        stack,
-        site.batches(runs[0]),
-        checkpoint,
-        every=max(60.0, 16 * plan.n * plan.M * len(runs) / 1e7),
-    )
-    seconds = (time.monotonic() - began) / len(runs)
-    for k, (one, sae) in enumerate(
-        zip(tqdm(runs, desc="evaluate", disable=None), saes, strict=True)
-    ):
-        if k % ranks.world != ranks.rank or run_files.find(one.id, at):
-            continue
-        began = time.monotonic()
-        files.save(sae, files.weights(one.id), run=asdict(one), scale=site.store.scale)
-        values, sums, density = site.evaluate(sae)
-        corpus_hash, lm_hash = run_module.sources(one.lm, one.context)
-        record = {
-            "schema": 1,
-            "recipe": run_module.RECIPES[one.arch],
-            "id": one.id,
-            "experiment": sweeps.home(one, at, home),
-            "scale": at,
-            "run": asdict(one),
-            "metrics": values,
-            "sums": sums,
-            "curve": {"columns": list(stack.columns), "rows": [row[k] for row in stack.curve]},
-            "density": density,
-            "store": {
-                "scale": site.store.scale,
-                "top_share": site.store.top_share,
-                "rows": site.store.rows,
-            },
-            "provenance": provenance.provenance(
-                plan.device, seconds + time.monotonic() - began, corpus_hash, lm_hash
-            )
-            | {
-                "lm_commit": site.model.commit,
-                "lm_dtype": str(site.model.dtype)[6:],
-                "products": plan.dtype,
-            }
-            | ({"ranks": ranks.world} if ranks.world > 1 else {}),
-        }
-        run_files.write(record, force=force)
-    ranks.barrier("the evaluation")
-    if ranks.first:
-        checkpoint.unlink(missing_ok=True)
-
-
-def groups(runs: Iterable, key) -> list[list]:
-    """Runs, or what else is given, with an equal key, in order of first appearance."""
-    found: dict = {}
-    for one in runs:
-        found.setdefault(key(one), []).append(one)
-    return list(found.values())
 
 
 def run(
@@ -183,6 +45,7 @@ def run(
     Args:
         name: an experiment of `gsae list`, or your own list of `Run`.
         scale: smoke, cpu, gpu or paper; by default GSAE_SCALE, else smoke.
+        only: which of the experiment's runs, by their place in it; all by default.
         force: write evidence of a scale other than smoke from a tree with uncommitted changes, and
             go on where memory or disk seem too small.
         home: the experiment under which runs are stored that no experiment names.
@@ -193,7 +56,7 @@ def run(
 
     Returns:
         One row a run: its fields, its metrics, `status`, and the objects `sums`, `curve`,
-            `density`, `provenance`.
+        `density`, `provenance`.
 
     Raises:
         KeyError, ValueError: on an unknown experiment or scale.
@@ -202,99 +65,234 @@ def run(
             a damaged file, a full disk.
         gsae.training.loop.Diverged: on a NaN or an infinity; runs finished before it are kept.
     """
-    at = run_module.scale(scale)
-    runs = (sweeps.runs(name, at) if isinstance(name, str) else list(name))[only or slice(None)]
+    scale = sweeps.scale(scale)
+    runs = sweeps.runs(name, scale) if isinstance(name, str) else list(name)
+    runs = runs[only or slice(None)]
     ranks = distributed.start()
-    is_missing = ranks.agree([run_files.find(r.id, at) is None for r in runs])
-    missing = [r for r, new in zip(runs, is_missing, strict=True) if new]
-    label = name if isinstance(name, str) else home
-    never = os.environ.get("GSAE_TRAIN") == "never"
-    todo = (
-        ""
-        if not missing
-        else ", the others are missing (GSAE_TRAIN=never)"
-        if never
-        else f", {len(missing)} to train"
-    )
+    missing = missing_runs(runs, scale, ranks)
     if ranks.first:
-        print(
-            f"{label} at scale {at}: {len(runs) - len(missing)} of {len(runs)} runs are on "
-            f"record{todo}",
-            file=sys.stderr,
-        )
-    if missing and not never:
-        if at != "smoke" and not force:
-            provenance.require_clean()
+        label = name if isinstance(name, str) else home
+        say_what_is_on_record(label, scale, len(runs), len(missing))
+    if records.to_be_made(missing, scale, force):
         if ranks.first:
-            estimate.check(missing, at, cache_dir(), force=force, **machine())
-        train_missing(missing, at, force, ranks, home)
+            estimate.check(missing, scale, cache_dir(), force=force, **machine())
+        train_missing(missing, scale, force, ranks, home)
         ranks.barrier("the other ranks' runs")
-    return run_files.load(runs, at)
+    return run_files.load(runs, scale)
+
+
+def missing_runs(runs: list[Run], scale: str, ranks: Alone) -> list[Run]:
+    """The runs without evidence, as the first rank sees it: files may appear between one rank's
+    look and another's.
+    """
+    is_missing = ranks.agree([run_files.find(run.id, scale) is None for run in runs])
+    return [run for run, missing in zip(runs, is_missing, strict=True) if missing]
+
+
+def say_what_is_on_record(label: str, scale: str, count: int, missing: int) -> None:
+    line = f"{label} at scale {scale}: {count - missing} of {count} runs are on record"
+    if missing and records.reads_only():
+        line += ", the others are missing (GSAE_TRAIN=never)"
+    elif missing:
+        line += f", {missing} to train"
+    print(line, file=sys.stderr)
+
+
+class Work(NamedTuple):
+    """A site and the stacks that train there."""
+
+    site: Site
+    stacks: list[list[Run]]
 
 
 def train_missing(
-    missing: list[Run], at: str, force: bool, ranks: Alone = ALONE, home: str = "own"
+    missing: list[Run], scale: str, force: bool, ranks: Alone = ALONE, home: str = "own"
 ) -> None:
     """Train runs, language model by language model and site by site; over ranks, the stacks are
     dealt out.
     """
-    for of_model in groups(missing, lambda r: r.lm):
-        model = language_models.load(of_model[0].lm)
-        parts = []  # for each text: its sites, and the stacks of each
-        for of_text in groups(of_model, lambda r: r.read):
-            of_sites = groups(of_text, lambda r: r.place)
-            parts.append([(Site(rs[0], model), groups(rs, lambda r: r.stack)) for rs in of_sites])
-        stacks = [stack for part in parts for _, of_site in part for stack in of_site]
-        together = 1 < ranks.world > len(stacks)
-        owner = distributed.dealt(
-            [sum(r.tokens * r.M for r in stack) for stack in stacks], ranks.world
-        )
-        mine = [
-            stack
-            for stack, rank in zip(stacks, owner, strict=True)
-            if together or rank == ranks.rank
-        ]
-        if ranks.world > 1:  # the whole harvest first, while all are here
-            for part in parts:
-                harvest([site for site, _ in part], ranks)
-        for part in parts:
-            harvest([site for site, _ in part], ALONE)
-            for site, of_site in part:
-                own = [stack for stack in of_site if stack in mine]
-                train_site(site, own, at, force, ranks if together else ALONE, home)
-                for large in ("store", "held_out", "splices", "references"):
-                    site.__dict__.pop(large, None)
+    for of_model in groups(missing, lambda run: run.lm):
+        model = models.load(of_model[0].lm)
+        texts = [work_on(of_text, model) for of_text in groups(of_model, lambda run: run.read)]
+        train_texts(texts, scale, force, ranks, home)
+
+
+def work_on(runs: list[Run], model: "models.LM") -> list[Work]:
+    """The work on runs of one text, site by site."""
+    return [
+        Work(Site(of_site[0], model), groups(of_site, lambda run: run.stack))
+        for of_site in groups(runs, lambda run: run.place)
+    ]
+
+
+def train_texts(texts: list[list[Work]], scale: str, force: bool, ranks: Alone, home: str) -> None:
+    """Train all the work with one language model, text by text.
+
+    Where there are fewer stacks than ranks, the ranks train one after another together; else each
+    trains stacks of its own.
+    """
+    all_stacks = [stack for works in texts for work in works for stack in work.stacks]
+    together = 1 < ranks.world and len(all_stacks) < ranks.world
+    mine = all_stacks if together else dealt_to(ranks, all_stacks)
+    if ranks.world > 1:  # the whole harvest first, while all are here
+        for works in texts:
+            harvest([work.site for work in works], ranks)
+    for works in texts:
+        harvest([work.site for work in works], ALONE)
+        for site, stacks in works:
+            stacks = [stack for stack in stacks if stack in mine]
+            train_site(site, stacks, scale, force, ranks if together else ALONE, home)
+            site.release()
+
+
+def dealt_to(ranks: Alone, stacks: list[list[Run]]) -> list[list[Run]]:
+    """The stacks that this rank trains."""
+    # Runs of a stack differ in lambda alone: each is as much work.
+    work = [len(stack) * stack[0].tokens * stack[0].M for stack in stacks]
+    owners = distributed.dealt(work, ranks.world)
+    return [stack for stack, owner in zip(stacks, owners, strict=True) if owner == ranks.rank]
 
 
 def harvest(sites: list[Site], ranks: Alone) -> None:
     """Give sites of one text their stores, where they read from stores and have none yet."""
-    if not limits.streams(sites[0].run) and any("store" not in site.__dict__ for site in sites):
-        for site, store in zip(sites, Site.harvest(sites, ranks), strict=True):
-            site.store = store
+    if limits.streams(sites[0].run) or all("store" in site.__dict__ for site in sites):
+        return
+    for site, store in zip(sites, Site.harvest(sites, ranks), strict=True):
+        site.store = store
 
 
 def train_site(
-    site: Site, stacks: list[list[Run]], at: str, force: bool, ranks: Alone, home: str
+    site: Site, stacks: list[list[Run]], scale: str, force: bool, ranks: Alone, home: str
 ) -> None:
     """Train a site's stacks, each under a lock: what another process is at comes last, and is then
     on record.
     """
-    for wait in (False, True):
-        busy = []
-        for stack in stacks:
-            with ExitStack() as held:
-                try:
-                    claim = FileLock(
-                        lock(f"stack-{kind(stack[0])}"),
-                        timeout=-1 if wait or ranks.world > 1 else 0,
-                    )
-                    held.enter_context(distributed.only(ranks, claim))
-                except Timeout:
-                    busy.append(stack)
-                    continue
-                new = ranks.agree([run_files.find(r.id, at) is None for r in stack])
-                if left := [r for r, is_new in zip(stack, new, strict=True) if is_new]:
-                    for runs in compositions(left, site, at, ranks):
-                        site.make_room(runs)
-                        train_stack(runs, site, home, at, force, ranks)
-        stacks = busy
+    evaluation = Evaluation(site)
+    busy = []
+    for stack in stacks:
+        if not train_if_free(stack, evaluation, scale, force, ranks, home, wait=False):
+            busy.append(stack)
+    for stack in busy:
+        train_if_free(stack, evaluation, scale, force, ranks, home, wait=True)
+
+
+def train_if_free(
+    stack: list[Run],
+    evaluation: Evaluation,
+    scale: str,
+    force: bool,
+    ranks: Alone,
+    home: str,
+    wait: bool,
+) -> bool:
+    """Train what is missing of a stack, under its lock; without `wait`, False where another process
+    holds that. Ranks always wait: they go through the stacks in step.
+    """
+    site = evaluation.site
+    patience = -1 if wait or ranks.world > 1 else 0
+    claim = FileLock(lock(f"stack-{kind(stack[0])}"), timeout=patience)
+    with ExitStack() as held:
+        try:
+            held.enter_context(distributed.only(ranks, claim))
+        except Timeout:
+            return False
+        left = missing_runs(stack, scale, ranks)
+        for runs in compositions(left, site, scale, ranks) if left else ():
+            site.make_room(runs)
+            train_stack(runs, evaluation, home, scale, force, ranks)
+    return True
+
+
+def train_stack(
+    runs: list[Run],
+    evaluation: Evaluation,
+    home: str,
+    scale: str,
+    force: bool = False,
+    ranks: Alone = ALONE,
+) -> None:
+    """Train runs that differ in lambda alone, evaluate each that has no evidence yet and write it
+    at once.
+
+    With `ranks`, all train the stack together, and each evaluates its share of the SAEs.
+    """
+    began = time.monotonic()
+    plan = plan_of(runs, evaluation.site)
+    checkpoint = checkpoint_of(plan, runs[0])
+    stack = Stack(plan, ranks)
+    if ranks.first:
+        remove_halves(checkpoint)
+    batches = evaluation.site.batches(runs[0])
+    saes = loop.fit(stack, batches, checkpoint, every=checkpoint_interval(plan))
+    seconds = (time.monotonic() - began) / len(runs)
+    bar = tqdm(runs, desc="evaluate", disable=None)
+    for k, (run, sae) in enumerate(zip(bar, saes, strict=True)):
+        is_mine = k % ranks.world == ranks.rank
+        if is_mine and not run_files.find(run.id, scale):
+            curve = {"columns": list(stack.columns), "rows": [row[k] for row in stack.curve]}
+            trained = Trained(run, sae, curve, seconds)
+            write_evidence(trained, evaluation, plan, home, scale, force, ranks)
+    ranks.barrier("the evaluation")
+    if ranks.first:
+        checkpoint.unlink(missing_ok=True)
+
+
+def remove_halves(checkpoint: Path) -> None:
+    """Remove what a kill in the middle of a save left."""
+    for half in checkpoint.parent.glob(f".{checkpoint.name}.*"):
+        half.unlink()
+
+
+def checkpoint_interval(plan: Plan) -> float:
+    """Seconds between two checkpoints. One is made at some 0.5 GB/s, while training waits: large
+    ones are made less often.
+    """
+    return max(60.0, 16 * plan.n * plan.M * len(plan.lams) / 1e7)
+
+
+class Trained(NamedTuple):
+    """An SAE of a stack: its run, the curve of its training, and its share of the seconds."""
+
+    run: Run
+    sae: SAE
+    curve: dict
+    seconds: float
+
+
+def write_evidence(
+    trained: Trained,
+    evaluation: Evaluation,
+    plan: Plan,
+    home: str,
+    scale: str,
+    force: bool,
+    ranks: Alone,
+) -> None:
+    """Keep an SAE's weights, evaluate it, and write its run file."""
+    began = time.monotonic()
+    run, sae, curve, train_seconds = trained
+    store, model = evaluation.site.store, evaluation.site.model
+    files.save(sae, files.weights(run.id), run=asdict(run), scale=store.scale)
+    metrics, sums, density = evaluation.evaluate(sae)
+    seconds = train_seconds + time.monotonic() - began
+    origin = provenance.provenance(plan.device, seconds, *sources(run.lm, run.context))
+    origin["lm_commit"] = model.commit
+    origin["lm_dtype"] = str(model.dtype).removeprefix("torch.")
+    origin["products"] = plan.dtype
+    if ranks.world > 1:
+        origin["ranks"] = ranks.world
+    record = {
+        "schema": run_files.SCHEMA,
+        "recipe": RECIPES[run.arch],
+        "id": run.id,
+        "experiment": sweeps.home(run, scale, home),
+        "scale": scale,
+        "run": asdict(run),
+        "metrics": metrics,
+        "sums": sums,
+        "curve": curve,
+        "density": density,
+        "store": {"scale": store.scale, "top_share": store.top_share, "rows": store.rows},
+        "provenance": origin,
+    }
+    run_files.write(record, force=force)

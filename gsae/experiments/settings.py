@@ -53,9 +53,8 @@ MINI = dict(
 LONG = dict(tokens=5_001_216, eval_tokens=200_000, ce_tokens=262_144)
 SEEDS: dict[str, list[int]] = {"cpu": [0, 1, 2]}  # of `seeds`; elsewhere one
 PILOT_LAMBDAS = log_spaced(0.02, 1.0, 8)
-PILOT = dict(
-    tokens=512_000, eval_tokens=50_000, ce_tokens=8_192
-)  # at cpu, for L0 alone: cross-entropy is dear
+# At cpu, for L0 alone: cross-entropy is dear.
+PILOT = dict(tokens=512_000, eval_tokens=50_000, ce_tokens=8_192)
 SMOKE_LAMBDAS = [0.1, 0.4]
 
 # Tokens and gated lambdas of `sites` at cpu, from its first pass, the baseline at its share of
@@ -91,14 +90,12 @@ STUDY_LAMBDAS = {
     ("attn_z", 20): (0.155, 0.131),
     ("resid_post", 20): (0.06, 0.0438),
 }
-STUDY_TRIALS = {
-    "mlp_out": 0.121,
-    "resid_post": 0.0277,
-}  # of layer 20, on the way to those above: L0 too far apart
+# Of layer 20, on the way to those above: L0 too far apart.
+STUDY_TRIALS = {"mlp_out": 0.121, "resid_post": 0.0277}
 # Lambdas of the one-layer model's sweeps, from the pilot: both arms cover L0 5 to 150.
 LAMBDAS: dict[str, list[float]] = {"smoke": SMOKE_LAMBDAS, "cpu": log_spaced(0.1, 0.8, 6)}
 # Of `seeds` at cpu, from `neurons`: with each arm's own grid both cover L0 5 to 80, and with
 # LOW_LAMBDA 5 to 160. Five instead of six, for want of compute.
 LONG_LAMBDAS, BASELINE_SHARE = log_spaced(0.1, 0.5, 4), 0.7
-# a fifth of `seeds`, added since at 100 latents the best dictionaries lay at the grid's end
+# A fifth of `seeds`, added since at 100 latents the best dictionaries lay at the grid's end.
 LOW_LAMBDA = 0.06

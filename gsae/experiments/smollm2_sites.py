@@ -32,7 +32,7 @@ def site_lambdas(run: Run) -> list[float]:
     return SITE_LAMBDAS[run.site] + SITE_ENDS.get((run.site, run.layer), [])
 
 
-def pilot() -> list[Run]:
+def pilot_runs() -> list[Run]:
     """Eight lambdas an architecture and place: a million tokens at the first place, half of that at
     the others.
     """
@@ -41,55 +41,49 @@ def pilot() -> list[Run]:
     return both(grid(DEEP, lam=PILOT_LAMBDAS)) + both(others)
 
 
-def sites() -> list[Run]:
+def site_runs() -> list[Run]:
     """Each arm at its own lambdas; for attention twice the text for cross-entropy, as its loss
     recovered is a ratio of small numbers.
     """
-    places = [
-        replace(r, ce_tokens=65_536) if r.site == "attn_z" else r
-        for r in cells(replace(DEEP, tokens=SITE_TOKENS))
-    ]
-    found = [
-        one for run in places for one in grid(run, seed=SITE_SEEDS.get((run.site, run.layer), [0]))
-    ]
-    return both(
-        [replace(run, lam=lam) for run in found for lam in site_lambdas(run)], BASELINE_SHARE
-    )
+    runs = []
+    for place in cells(replace(DEEP, tokens=SITE_TOKENS)):
+        if place.site == "attn_z":
+            place = replace(place, ce_tokens=65_536)
+        seeds = SITE_SEEDS.get((place.site, place.layer), [0])
+        runs += grid(place, seed=seeds, lam=site_lambdas(place))
+    return both(runs, BASELINE_SHARE)
 
 
-def ends() -> list[Run]:
+def end_runs() -> list[Run]:
     """The runs of `sites` at the lambdas of `settings.SITE_ENDS`, and at the residual streams, of
     seed 0, the same without resampling.
     """
     gated = [
-        r for r in sites() if r.arch == "gated" and r.lam in SITE_ENDS.get((r.site, r.layer), [])
+        run
+        for run in site_runs()
+        if run.arch == "gated" and run.lam in SITE_ENDS.get((run.site, run.layer), [])
     ]
-    found = both(gated, BASELINE_SHARE)
-    return found + [
-        replace(r, resample=()) for r in found if r.site == "resid_post" and r.seed == 0
-    ]
+    runs = both(gated, BASELINE_SHARE)
+    streams = [run for run in runs if run.site == "resid_post" and run.seed == 0]
+    return runs + [replace(run, resample=()) for run in streams]
 
 
-def first_pass() -> list[Run]:
+def first_pass_runs() -> list[Run]:
     """The first pass: a million tokens, three lambdas, the same in both arms."""
     return both(cells(DEEP, lam=FIRST_SITE_LAMBDAS))
 
 
-def trials() -> list[Run]:
+def trial_runs() -> list[Run]:
     """Baselines of layer 20 on the way to the pairs of the study, whose L0 was too far apart."""
     return [
         replace(wider(DEEP), layer=20, site=site, lam=lam) for site, lam in STUDY_TRIALS.items()
     ]
 
 
-def pairs() -> list[Run]:
+def pair_runs() -> list[Run]:
     """The study's: one SAE an arm and place, both of about one L0 near 50."""
-    found = [
-        (replace(DEEP, site=site, layer=layer), lams)
-        for (site, layer), lams in STUDY_LAMBDAS.items()
-    ]
-    return [
-        replace(one, lam=lam)
-        for run, lams in found
-        for one, lam in zip((run, wider(run)), lams, strict=True)
-    ]
+    runs = []
+    for (site, layer), (gated_lam, baseline_lam) in STUDY_LAMBDAS.items():
+        gated = replace(DEEP, site=site, layer=layer, lam=gated_lam)
+        runs += [gated, replace(wider(gated), lam=baseline_lam)]
+    return runs

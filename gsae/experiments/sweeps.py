@@ -3,15 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from gsae.evidence.run import (
-    Run,
-    both,
-    grid,
-    rounded,
-    scale,
-    wider,
-)
-from gsae.experiments import smollm2_sites
+from gsae.evidence.run import Run, both, grid, rounded, scale, wider
+from gsae.experiments import paper_scale, smollm2_sites
 from gsae.experiments.settings import (
     BASELINE_SHARE,
     FIRST_SITE_LAMBDAS,
@@ -33,7 +26,7 @@ def base(scale: str) -> Run:
     model.
     """
     if scale == "smoke":
-        return Run(**SETTINGS[scale] | {k: MINI[k] for k in ("lm", "site", "layer")})
+        return Run(**SETTINGS[scale] | {name: MINI[name] for name in ("lm", "site", "layer")})
     return Run(**SETTINGS[scale] | (MINI if scale == "cpu" else {}))
 
 
@@ -53,10 +46,9 @@ def pilot(scale: str) -> list[Run]:
     """
     if scale == "cpu":
         mini = replace(base(scale), tokens=512_000, eval_tokens=200_000)
-        return smollm2_sites.pilot() + both(grid(mini, lam=PILOT_LAMBDAS))
-    return both(
-        grid(Run(**SETTINGS[scale]), lam=SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS)
-    )
+        return smollm2_sites.pilot_runs() + both(grid(mini, lam=PILOT_LAMBDAS))
+    lams = SMOKE_LAMBDAS if scale == "smoke" else PILOT_LAMBDAS
+    return both(grid(Run(**SETTINGS[scale]), lam=lams))
 
 
 def neurons(scale: str) -> list[Run]:
@@ -83,27 +75,28 @@ def seeds(scale: str) -> list[Run]:
     `neurons`.
     """
     run, lams, share = main_sweep(scale)
-    lams = [LOW_LAMBDA, *lams] if scale == "cpu" else lams
+    if scale == "cpu":
+        lams = [LOW_LAMBDA, *lams]
     return both(grid(run, seed=SEEDS.get(scale, [0]), lam=lams), share)
 
 
 def pareto(scale: str) -> list[Run]:
     """Figs 1, 5, 12, 13: L0 against loss recovered, gated and baseline, at every site there is."""
     if scale == "paper":
-        from gsae.experiments import paper_scale
-
-        return paper_scale.runs("pareto")
+        return paper_scale.paper_runs("pareto")
     return seeds(scale) + sites(scale)
 
 
 def sites(scale: str) -> list[Run]:
     """Figs 1, 12 to 14, Tables 1 to 8: at cpu three sites of a deeper model at two layers, lambdas
-    of each arm's own; else one cell."""
+    of each arm's own; else one cell.
+    """
     if scale == "smoke":
         return pilot(scale)
     if scale == "cpu":
-        return smollm2_sites.sites()
-    return both(grid(replace(base(scale), site="mlp_out"), lam=lambdas(scale)[1::2][:2]))
+        return smollm2_sites.site_runs()
+    mlp_out = replace(base(scale), site="mlp_out")
+    return both(grid(mlp_out, lam=lambdas(scale)[1::2][:2]))
 
 
 def ends(scale: str) -> list[Run]:
@@ -112,9 +105,10 @@ def ends(scale: str) -> list[Run]:
     resampling. At other scales one pair at half the smallest lambda.
     """
     if scale == "cpu":
-        return smollm2_sites.ends()
-    least = min((run for run in sites(scale) if run.arch == "gated"), key=lambda run: run.lam)
-    return both([replace(least, lam=rounded(least.lam / 2))])
+        return smollm2_sites.end_runs()
+    gated = [run for run in sites(scale) if run.arch == "gated"]
+    densest = min(gated, key=lambda run: run.lam)
+    return both([replace(densest, lam=rounded(densest.lam / 2))])
 
 
 def second_seed(scale: str) -> list[Run]:
@@ -130,11 +124,8 @@ def position0(scale: str) -> list[Run]:
     do not.
     """
     if scale == "cpu":
-        return [
-            replace(run, keep_pos0=True)
-            for run in study(scale)
-            if (run.site, run.layer) in POSITION0
-        ]
+        runs = [run for run in study(scale) if (run.site, run.layer) in POSITION0]
+        return [replace(run, keep_pos0=True) for run in runs]
     return both([replace(Run(**SETTINGS[scale]), lam=lambdas(scale)[0], keep_pos0=True)])
 
 
@@ -143,9 +134,8 @@ def longer(scale: str) -> list[Run]:
     does.
     """
     run, lams, share = main_sweep(scale)
-    return both(
-        [replace(run, lam=lams[1], tokens=19_998_720 if scale == "cpu" else 2 * run.tokens)], share
-    )
+    tokens = 19_998_720 if scale == "cpu" else 2 * run.tokens
+    return both([replace(run, lam=lams[1], tokens=tokens)], share)
 
 
 def rates(scale: str) -> list[Run]:
@@ -153,10 +143,11 @@ def rates(scale: str) -> list[Run]:
     verdict rests on it.
     """
     lams = lambdas(scale)
-    rate = [3e-4, 7.5e-4, 1e-3] + [2e-3] * (
-        scale == "cpu"
-    )  # at cpu the paper's largest was the best of three
-    return both(grid(base(scale), lr=rate, lam=lams[1::2][:2] if scale != "smoke" else lams[:1]))
+    lams = lams[:1] if scale == "smoke" else lams[1::2][:2]
+    rates = [3e-4, 7.5e-4, 1e-3]
+    if scale == "cpu":  # where the paper's largest was the best of three
+        rates.append(2e-3)
+    return both(grid(base(scale), lr=rates, lam=lams))
 
 
 def schedule(scale: str) -> list[Run]:
@@ -171,43 +162,45 @@ def ablated(
     run: Run, lams: Sequence[float], few: Sequence[float], seeds: Sequence[int]
 ) -> list[Run]:
     """The arms of Fig. 8: the unfrozen one in every seed, the others, and that without the
-    auxiliary term, in the first two; the further arms, of `run`'s seed alone."""
-    found = grid(replace(run, freeze="none"), seed=seeds, lam=lams)
-    for switches in ({"tie": "shared"}, {"tie": "none"}):
-        found += grid(replace(run, **switches), seed=seeds[:2], lam=lams)
-    found += grid(replace(run, auxiliary=False), seed=seeds[:2], lam=few)
-    for switches in (
-        {"step": False},
-        {"freeze": "W_dec"},
-        {"centre_grad": False},
-        {"magnitude_l1": True},
-    ):
-        found += grid(replace(run, **switches), lam=few)
-    return found
+    auxiliary term, in the first two; the further arms, of `run`'s seed alone.
+    """
+    arms = grid(replace(run, freeze="none"), seed=seeds, lam=lams)
+    arms += grid(replace(run, tie="shared"), seed=seeds[:2], lam=lams)
+    arms += grid(replace(run, tie="none"), seed=seeds[:2], lam=lams)
+    arms += grid(replace(run, auxiliary=False), seed=seeds[:2], lam=few)
+    arms += grid(replace(run, step=False), lam=few)
+    arms += grid(replace(run, freeze="W_dec"), lam=few)
+    arms += grid(replace(run, centre_grad=False), lam=few)
+    arms += grid(replace(run, magnitude_l1=True), lam=few)
+    return arms
 
 
 def ablations(scale: str) -> list[Run]:
     """Fig. 8 and further arms, by the side of the gated and baseline runs of `seeds`: what has a
-    verdict in several seeds, the further arms in the first."""
+    verdict in several seeds, the further arms in the first.
+    """
     run, lams, _ = main_sweep(scale)
-    main, few = (lams, lams[:1]) if scale == "smoke" else (lams[:-1][:4], lams[1:3])
+    main, few = lams[:-1][:4], lams[1:3]
+    if scale == "smoke":
+        main, few = lams, lams[:1]
     return seeds(scale) + ablated(run, main, few, SEEDS.get(scale, [0]))
 
 
 def untied(scale: str) -> list[Run]:
     """Whether the learning rate or the width explains what untied encoders cost: beside the Gated
     SAE, both at the paper's rate for gated runs, and both twice as wide, at cpu at the lambdas of
-    `ablations`; of no verdict."""
+    `ablations`; of no verdict.
+    """
     run, lams, _ = main_sweep(scale)
-    settings = replace(run, lr=3e-4), replace(run, M=2 * run.M)
-    return [r for one in settings for r in grid(one, tie=[run.tie, "none"], lam=lams[:3])]
+    axes = {"tie": [run.tie, "none"], "lam": lams[:3]}
+    return grid(replace(run, lr=3e-4), **axes) + grid(replace(run, M=2 * run.M), **axes)
 
 
 def narrow(run: Run, lams: Sequence[float], share: float, seeds: Sequence[int]) -> list[Run]:
     """Baselines of the gated width, each at a share of a gated lambda."""
     return [
-        replace(wider(r), M=r.M, lam=rounded(share * r.lam))
-        for r in grid(run, seed=seeds, lam=lams)
+        replace(wider(gated), M=gated.M, lam=rounded(share * gated.lam))
+        for gated in grid(run, seed=seeds, lam=lams)
     ]
 
 
@@ -222,30 +215,32 @@ def same_width(scale: str) -> list[Run]:
 def first_pass(scale: str) -> list[Run]:
     """A million tokens a run and one seed, before the sweeps above: their lambdas were chosen from
     it, and chapters say what more tokens changed. No verdict on a frontier rests on it. At scales
-    other than cpu, `neurons`."""
+    other than cpu, `neurons`.
+    """
     if scale != "cpu":
         return neurons(scale)
     run, lams = base(scale), lambdas(scale)
-    found = (
-        neurons(scale) + ablated(run, lams[:4], lams[1:3], [0]) + narrow(run, lams[:4], 1.0, [0])
-    )
-    return (
-        found
-        + both([replace(run, lam=lams[3], resample=())])
-        + smollm2_sites.first_pass()
-        + smollm2_sites.trials()
-    )
+    return [
+        *neurons(scale),
+        *ablated(run, lams[:4], lams[1:3], [0]),
+        *narrow(run, lams[:4], 1.0, [0]),
+        *both([replace(run, lam=lams[3], resample=())]),
+        *smollm2_sites.first_pass_runs(),
+        *smollm2_sites.trial_runs(),
+    ]
 
 
 def resampling(scale: str) -> list[Run]:
     """Appendix D: both arms without resampling at one lambda of `seeds`, at cpu also at the
-    residual streams, where latents die: at one lambda of the first pass and at all of `sites`."""
+    residual streams, where latents die: at one lambda of the first pass and at all of `sites`.
+    """
     run, lams, share = main_sweep(scale)
-    found = both([replace(run, lam=lams[len(lams) // 2])], share)
+    usual = both([replace(run, lam=lams[len(lams) // 2])], share)
     if scale == "cpu":
-        first = [r for r in smollm2_sites.first_pass() if r.lam == FIRST_SITE_LAMBDAS[1]]
-        found += [r for r in first + sites(scale) if r.site == "resid_post" and r.seed == 0]
-    return [replace(r, resample=()) for r in found]
+        first_pass = smollm2_sites.first_pass_runs()
+        at_places = [run for run in first_pass if run.lam == FIRST_SITE_LAMBDAS[1]] + sites(scale)
+        usual += [run for run in at_places if run.site == "resid_post" and run.seed == 0]
+    return [replace(run, resample=()) for run in usual]
 
 
 def study(scale: str) -> list[Run]:
@@ -253,7 +248,7 @@ def study(scale: str) -> list[Run]:
     L0 near 50.
     """
     if scale == "cpu":
-        return smollm2_sites.pairs()
+        return smollm2_sites.pair_runs()
     return pilot(scale)[::2] if scale == "smoke" else neurons(scale)
 
 

@@ -8,64 +8,57 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from gsae.evidence import frontiers as front
-from gsae.evidence import intervals, run, run_files
+from gsae.evidence import intervals, run_files
 from gsae.evidence.arms import BOTH, GATED, PRUNED, RESCALED, SAME, UNREVIVED, WIDE, named
+from gsae.evidence.frontiers import log_loss_ratio, log_ratio, recovered, unexplained
 from gsae.evidence.verdict import count, interval
-from gsae.experiments import follow_ups, records
+from gsae.experiments import follow_ups, records, sweeps
 
 PLACE = ["lm", "site", "layer", "tokens"]
+CONTROL_SERIES = {"rescale_shift": RESCALED, "pruned": PRUNED, "pruned_rescale_shift": BOTH}
 
 
-def ablations(scale: str | None = None) -> pd.DataFrame:
+def ablation_runs(scale: str | None = None) -> pd.DataFrame:
     """The runs of Fig. 8 and the further arms."""
     return named(records.load("ablations", scale))
 
 
-def control(row) -> str:
-    """The series of a control, with what pruning was allowed to cost."""
-    name = {"rescale_shift": RESCALED, "pruned": PRUNED, "pruned_rescale_shift": BOTH}[row.control]
-    return f"{name} ({row.increase:.0%})" if row.increase else name
-
-
-def parent(row, experiment: str) -> str:
-    """What the name of a control's series begins with, where it was not computed from the
-    same-width baseline.
+def control_series(row, experiment: str) -> str:
+    """The series of a control: what it was computed from, unless that is the same-width baseline,
+    and what pruning was allowed to cost.
     """
-    return (
-        f"{GATED}, "
-        if row.arch == "gated"
-        else f"{WIDE}, "
-        if experiment == follow_ups.RUNS
-        else ""
-    )
+    series = CONTROL_SERIES[row.control]
+    if row.increase:
+        series = f"{series} ({row.increase:.0%})"
+    if row.arch == "gated":
+        return f"{GATED}, {series}"
+    if experiment == follow_ups.RUNS:
+        return f"{WIDE}, {series}"
+    return series
 
 
 def controls(experiment: str, scale: str | None = None) -> pd.DataFrame:
     """The controls of an experiment's runs, with the column `series`."""
     df = follow_ups.table(follow_ups.CONTROLS, experiment, scale)
-    return df.assign(series=[parent(row, experiment) + control(row) for row in df.itertuples()])
+    return df.assign(series=[control_series(row, experiment) for row in df.itertuples()])
 
 
 def repaired(scale: str | None = None) -> pd.DataFrame:
     """Fig. 9: baselines of the gated width, the same repaired, and the Gated SAE of the same
     seeds.
     """
-    at = run.scale(scale)
-    gated, same = (
-        named(records.load(follow_ups.RUNS, at)),
-        records.load("same_width", at).assign(series=SAME),
-    )
-    gated = gated[(gated["series"] == GATED) & gated["seed"].isin(same["seed"])]
-    return pd.concat([same, controls("same_width", at), gated], ignore_index=True)
+    scale = sweeps.scale(scale)
+    same = records.load("same_width", scale).assign(series=SAME)
+    runs = named(records.load(follow_ups.RUNS, scale))
+    gated = runs[(runs["series"] == GATED) & runs["seed"].isin(same["seed"])]
+    return pd.concat([same, controls("same_width", scale), gated], ignore_index=True)
 
 
 def pruned(scale: str | None = None) -> pd.DataFrame:
     """Gated and 1.5 times wider baseline runs, as trained and with small activations pruned."""
-    at = run.scale(scale)
-    return pd.concat(
-        [named(records.load(follow_ups.RUNS, at)), controls(follow_ups.RUNS, at)], ignore_index=True
-    )
+    scale = sweeps.scale(scale)
+    trained = named(records.load(follow_ups.RUNS, scale))
+    return pd.concat([trained, controls(follow_ups.RUNS, scale)], ignore_index=True)
 
 
 def pursuits(scale: str | None = None, experiment: str = follow_ups.RUNS) -> pd.DataFrame:
@@ -81,26 +74,25 @@ def resampled(scale: str | None = None) -> pd.DataFrame:
     """Runs without resampling beside the same with it, whose columns have the suffix `_with`
     (Appendix D).
     """
-    at = run.scale(scale)
-    usual = pd.concat(
-        [records.load(name, at) for name in ("seeds", "sites", "first_pass")]
-    ).drop_duplicates("id")
+    scale = sweeps.scale(scale)
+    experiments = [records.load(name, scale) for name in ("seeds", "sites", "first_pass")]
+    usual = pd.concat(experiments).drop_duplicates("id")
     keys = [*PLACE, "arch", "lam", "seed"]
-    return records.load("resampling", at).merge(usual, "left", on=keys, suffixes=("", "_with"))
+    without = records.load("resampling", scale)
+    return without.merge(usual, "left", on=keys, suffixes=("", "_with"))
 
 
-def streams(scale: str | None = None) -> pd.DataFrame:
+def residual_streams(scale: str | None = None) -> pd.DataFrame:
     """The residual streams of `sites`, first seed, with resampling and without (D8), with the
     column `series`.
     """
-    usual, without = (
-        named(records.load(name, run.scale(scale))) for name in ("sites", "resampling")
-    )
+    scale = sweeps.scale(scale)
+    usual = named(records.load("sites", scale))
     usual = usual[(usual["site"] == "resid_post") & (usual["seed"] == 0)]
+    without = named(records.load("resampling", scale))
     without = without[(without["site"] == "resid_post") & without["tokens"].isin(usual["tokens"])]
-    return pd.concat(
-        [usual, without.assign(series=without["series"] + UNREVIVED)], ignore_index=True
-    )
+    without = without.assign(series=without["series"] + UNREVIVED)
+    return pd.concat([usual, without], ignore_index=True)
 
 
 def frontiers(df: pd.DataFrame) -> pd.DataFrame:
@@ -109,28 +101,29 @@ def frontiers(df: pd.DataFrame) -> pd.DataFrame:
     difference in loss recovered at equal L0, each with its interval over text and, where there are
     several, over seeds. `df` has the column `series`.
     """
-    by_error = partial(front.log_ratio, lost=front.unexplained)
     rows = {}
-    for place, of in run_files.done(df).groupby(PLACE):
-        gated = of[of["series"] == GATED]
+    for place, runs in run_files.done(df).groupby(PLACE):
+        gated = runs[runs["series"] == GATED]
         for name in (WIDE, SAME):
-            baseline = of[of["series"] == name]
+            baseline = runs[runs["series"] == name]
             if len(gated) and len(baseline):
-                rows[*place, name] = {
-                    "L0 ratio": interval(
-                        intervals.by_seed((gated, baseline), front.log_ratio), exp=True
-                    ),
-                    "L0 ratio, equal FVU": interval(
-                        intervals.by_seed((gated, baseline), by_error), exp=True
-                    ),
-                    "delta CE ratio": interval(
-                        intervals.by_seed((baseline, gated), front.log_loss_ratio), exp=True
-                    ),
-                    "more recovered": interval(
-                        intervals.by_seed((gated, baseline), front.recovered), 3
-                    ),
-                }
+                rows[*place, name] = comparison(gated, baseline)
     return pd.DataFrame(rows).T.rename_axis([*PLACE, "against"] if rows else None)
+
+
+def comparison(gated: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, str]:
+    """One row of `frontiers`."""
+    log_ratio_by_error = partial(log_ratio, lost=unexplained)
+    ratio = intervals.by_seed((gated, baseline), log_ratio)
+    ratio_by_error = intervals.by_seed((gated, baseline), log_ratio_by_error)
+    loss_ratio = intervals.by_seed((baseline, gated), log_loss_ratio)
+    more_recovered = intervals.by_seed((gated, baseline), recovered)
+    return {
+        "L0 ratio": interval(ratio, exp=True),
+        "L0 ratio, equal FVU": interval(ratio_by_error, exp=True),
+        "delta CE ratio": interval(loss_ratio, exp=True),
+        "more recovered": interval(more_recovered, 3),
+    }
 
 
 def by_tokens(df: pd.DataFrame) -> pd.DataFrame:
@@ -139,26 +132,29 @@ def by_tokens(df: pd.DataFrame) -> pd.DataFrame:
     times wider baseline, a column a number.
     """
     rows = {}
-    for place, of in run_files.done(df).groupby(PLACE[:3]):
-        found = {
-            key: rows for key, rows in of.groupby(["tokens", "series"]) if key[1] in (GATED, WIDE)
-        }
-        pairs = {
-            t: [found[t, GATED], found[t, WIDE]]
-            for t, name in found
-            if name == GATED and (t, WIDE) in found
-        }
-        for tokens, pair in pairs.items() if len(pairs) > 1 else ():
-            others = [arm for t, arms in pairs.items() if t != tokens for arm in arms]
-            ratio = interval(intervals.by_seed([*pair, *others], front.log_ratio), exp=True)
-            rows.setdefault(place, {})[tokens] = ratio
-    table = (
-        pd.DataFrame(rows)
-        .T.sort_index(axis="columns")
-        .rename_axis(PLACE[:3] if rows else None)
-        .fillna("")
-    )
+    for place, runs in run_files.done(df).groupby(PLACE[:3]):
+        pairs = pairs_by_tokens(runs)
+        if len(pairs) < 2:
+            continue
+        rows[place] = {}
+        for tokens, pair in pairs.items():
+            # Frontiers of other numbers of tokens narrow the levels that are compared.
+            others = [arm for number in pairs if number != tokens for arm in pairs[number]]
+            ratio = intervals.by_seed([*pair, *others], log_ratio)
+            rows[place][tokens] = interval(ratio, exp=True)
+    table = pd.DataFrame(rows).T.sort_index(axis="columns")
+    table = table.rename_axis(PLACE[:3] if rows else None).fillna("")
     return table.rename(columns=lambda tokens: f"{count(tokens)} tokens")
+
+
+def pairs_by_tokens(runs: pd.DataFrame) -> dict[int, list[pd.DataFrame]]:
+    """Number of tokens -> gated and wider baseline runs of one place, where it has both."""
+    arms = dict(list(runs.groupby(["tokens", "series"])))
+    return {
+        tokens: [arms[tokens, GATED], arms[tokens, WIDE]]
+        for tokens, series in arms
+        if series == GATED and (tokens, WIDE) in arms
+    }
 
 
 def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> pd.DataFrame:
@@ -170,12 +166,14 @@ def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> p
     """
     rows = []
     for name in names:
-        pair = [df[df["series"] == one] for one in (name, reference)]
-        whole = all(len(one) and (one["status"] != "missing").all() for one in pair)
-        found = intervals.by_seed(
-            pair if whole else [one.iloc[:0] for one in pair], front.log_loss_ratio
-        )
-        rows.append(
-            {"series": name, **{k: v if k == "seeds" else np.exp(v) for k, v in found.items()}}
-        )
+        pair = [df[df["series"] == series] for series in (name, reference)]
+        if not all(is_whole(runs) for runs in pair):
+            pair = [runs.iloc[:0] for runs in pair]
+        logs = intervals.by_seed(pair, log_loss_ratio)
+        ratios = {key: value if key == "seeds" else np.exp(value) for key, value in logs.items()}
+        rows.append({"series": name, **ratios})
     return pd.DataFrame(rows)
+
+
+def is_whole(runs: pd.DataFrame) -> bool:
+    return len(runs) > 0 and bool((runs["status"] != "missing").all())

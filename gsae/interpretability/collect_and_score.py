@@ -16,6 +16,7 @@ from gsae.evidence import provenance
 from gsae.evidence.run import sources
 from gsae.experiments import retrain, sweeps
 from gsae.experiments.estimate import TooLarge, check
+from gsae.experiments.evaluate import Evaluation
 from gsae.experiments.site import Site
 from gsae.interpretability import automated_scores, latent_files, latents, score_tables
 from gsae.interpretability.compared_saes import SAE, StudyError, run_of
@@ -130,7 +131,7 @@ def train_again(saes: Sequence[SAE], lm: language_models.LM, at: str, force: boo
             lost.append(run)
     if lost:
         check(lost, at, cache_dir(), force=force, **machine())
-        retrain.remake(lost, Site(lost[0], lm), at)
+        retrain.remake(lost, Evaluation(Site(lost[0], lm)), at)
 
 
 def weights(sae: SAE) -> torch.nn.Module:

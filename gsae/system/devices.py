@@ -10,6 +10,11 @@ from functools import cache
 import torch
 
 
+def training_device() -> str:
+    """Where SAEs are trained and evaluated: "cuda" where there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def has_bfloat16() -> bool:
     """Whether this processor multiplies in bfloat16, by oneDNN; without it no product in it is
     fast.

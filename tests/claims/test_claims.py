@@ -324,7 +324,7 @@ def ablated(unfrozen=1.3, tied=1.01, untied=0.99, baseline=2.0, seeds=3):
 
 def test_ablation_arms_against_their_bounds(monkeypatch):
     def judged(judge, **factors):
-        monkeypatch.setattr(series, "ablations", lambda scale: ablated(**factors))
+        monkeypatch.setattr(series, "ablation_runs", lambda scale: ablated(**factors))
         return judge("cpu").verdict
 
     assert (
@@ -352,7 +352,7 @@ def test_without_an_auxiliary_term(monkeypatch):
         df = pd.DataFrame(
             [run(v, 0.1, seed, series=name) for seed in range(seeds) for name, v in levels.items()]
         )
-        monkeypatch.setattr(series, "ablations", lambda scale, df=df: df)
+        monkeypatch.setattr(series, "ablation_runs", lambda scale, df=df: df)
         assert ablations.no_auxiliary("cpu").verdict == verdict
 
 
@@ -512,10 +512,10 @@ def test_known_dictionary(monkeypatch):
         monkeypatch.setattr(result_files, "load", lambda name, scale: pd.DataFrame(rows))
         return dictionaries.known_dictionary("cpu").verdict
 
-    monkeypatch.setattr(follow_ups, "missing", lambda kind, of, at: [])
+    monkeypatch.setattr(records, "missing_results", lambda kind, wanted, scale: [])
     assert judged() == REPRODUCED and judged(seeds=1) == PARTLY
     assert judged(slope=0.9) == judged(cosine=0.9) == judged(gamma=0.95) == NOT
-    monkeypatch.setattr(follow_ups, "missing", lambda kind, of, at: list(of)[:1])
+    monkeypatch.setattr(records, "missing_results", lambda kind, wanted, scale: list(wanted)[:1])
     assert judged() == NOT_RUN
 
 
@@ -653,7 +653,7 @@ def test_streams_with_and_without_resampling_leave_out_other_lengths_and_seeds(m
     )
     first_pass = front(0.5, site="resid_post", **place).assign(tokens=1000)
     read(monkeypatch, sites=usual, resampling=pd.concat([without, first_pass]))
-    found = series.streams("cpu")
+    found = series.residual_streams("cpu")
     assert found["series"].value_counts().to_dict() == {"gated": 4, "gated, no resampling": 4}
     assert (
         set(found["tokens"]) == {5000}

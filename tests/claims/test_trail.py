@@ -100,7 +100,7 @@ def test_pursuit_reaches_its_results_and_the_runs_they_were_computed_from(pages)
 def test_a_result_brings_its_parent_and_what_is_missing_is_said(own_folder):
     runs = sweeps.runs("neurons", "smoke")
     path = run_files.write(record(runs[0], l0=5.0) | {"experiment": "neurons"})
-    pursuit = follow_ups.pursuit(runs[0].id, 10, 512)
+    pursuit = follow_ups.pursuit_settings(runs[0].id, 10, 512)
     origin = json.loads(path.read_text())["provenance"] | {"commit": "ab" * 20}
     made = result_files.write_result("ito", pursuit, {"l0": 9.5}, origin, "smoke")
     df = evidence_page.files([follow_ups.table("ito", "neurons", "smoke")])

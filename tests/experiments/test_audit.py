@@ -15,11 +15,9 @@ import pytest
 from test_safety import BASE, LAMS, tiny_world
 
 from gsae import cli
-from gsae.evidence import metrics as stats
-from gsae.evidence import provenance, run_files
-from gsae.evidence import run as sweeps
-from gsae.evidence.run import Run, grid, wider
-from gsae.experiments import retrain, runner, site
+from gsae.evidence import metrics, provenance, run_files
+from gsae.evidence.run import RECIPES, Run, grid, wider
+from gsae.experiments import audit, retrain, runner, site
 from gsae.training.schedule import Plan
 
 RUNS = grid(replace(BASE, resample=()), lam=LAMS) + [
@@ -72,7 +70,7 @@ def forge(run: Run, /, **changes):
             record["sums"][name] = (np.array(record["sums"][name]) * change).tolist()
         else:
             record[name] |= change
-    record["metrics"] |= stats.ratios(
+    record["metrics"] |= metrics.ratios(
         {k: np.array(v) for k, v in record["sums"].items()}
     ) | changes.get("metrics", {})
     record["id"] = Run.of(record["run"]).id
@@ -144,11 +142,11 @@ def test_each_kind_of_wrong_number_is_caught(world, changes, caught):
 
 def test_what_is_missing_or_nan_does_not_pass(world):
     record = run_files.read(run_files.find(RUNS[0].id, "smoke"))
-    for metrics in (
+    for again in (
         {k: v for k, v in record["metrics"].items() if k != "l0"},
         record["metrics"] | {"l0": float("nan")},
     ):
-        table = retrain.compare(record, metrics)
+        table = retrain.compare(record, again)
         assert list(table["metric"][~table["passed"]]) == ["l0"]
 
 
@@ -196,30 +194,30 @@ def test_an_edited_file_stops_the_audit(world, capsys):
 
 def test_the_seed_makes_the_choice():
     ids = [r.id for r in grid(Run(), lam=[0.1 * i for i in range(1, 12)])]
-    picked = retrain.choose(ids, 3, "7c48cb4")
+    picked = audit.choose(ids, 3, "7c48cb4")
     assert (
-        picked == retrain.choose(reversed(ids), 3, "7c48cb4")
+        picked == audit.choose(reversed(ids), 3, "7c48cb4")
         and len(set(picked)) == 3
         and set(picked) <= set(ids)
     )
-    assert retrain.choose(ids, 3, 0) == retrain.choose(ids, 3, "0")
-    assert len({tuple(retrain.choose(ids, 3, seed)) for seed in range(20)}) > 10
-    assert {i for seed in range(40) for i in retrain.choose(ids, 3, seed)} == set(ids)
-    assert sorted(retrain.choose(ids, 99, 0)) == sorted(ids)
+    assert audit.choose(ids, 3, 0) == audit.choose(ids, 3, "0")
+    assert len({tuple(audit.choose(ids, 3, seed)) for seed in range(20)}) > 10
+    assert {i for seed in range(40) for i in audit.choose(ids, 3, seed)} == set(ids)
+    assert sorted(audit.choose(ids, 99, 0)) == sorted(ids)
     with pytest.raises(ValueError, match="one at least"):
-        retrain.choose(ids, 0, 0)
+        audit.choose(ids, 0, 0)
 
 
 def test_only_runs_that_can_be_made_again_are_picked(world, monkeypatch, capsys):
     forge(RUNS[0], provenance={"ranks": 2})
     forge(RUNS[1], run={"text": "owner/name"})
-    assert set(retrain.records("smoke")) == {RUNS[2].id, RUNS[3].id}
+    assert set(audit.records("smoke")) == {RUNS[2].id, RUNS[3].id}
     assert "2 runs on record at scale smoke can be audited" in (out := capsys.readouterr().out)
     assert "skipped: 1 of several processes" in out and "1 of text from the hub" in out
     file = run_files.find(RUNS[2].id, "smoke")
-    monkeypatch.setitem(sweeps.RECIPES, "gated", 2)
+    monkeypatch.setitem(RECIPES, "gated", 2)
     assert (
-        set(retrain.records("smoke")) == {RUNS[3].id}
+        set(audit.records("smoke")) == {RUNS[3].id}
         and "3 of an older recipe" in capsys.readouterr().out
     )
     assert file.exists() and cli.main(["audit", "--scale", "smoke", file.stem]) == 1
@@ -237,15 +235,15 @@ def test_a_run_of_another_text_is_not_picked(world):
 
 
 def test_experiments_ids_and_length_restrict_the_choice(world, capsys):
-    assert set(retrain.records("smoke", [RUNS[0].id, RUNS[3].id])) == {RUNS[0].id, RUNS[3].id}
-    assert set(retrain.records("smoke", ["own"])) == {r.id for r in RUNS}
-    assert set(retrain.records("smoke", lm=BASE.lm)) == {r.id for r in RUNS}
+    assert set(audit.records("smoke", [RUNS[0].id, RUNS[3].id])) == {RUNS[0].id, RUNS[3].id}
+    assert set(audit.records("smoke", ["own"])) == {r.id for r in RUNS}
+    assert set(audit.records("smoke", lm=BASE.lm)) == {r.id for r in RUNS}
     assert (
         gsae("--lm", "gpt2") == 1
         and "no run of the language model gpt2 is on record" in capsys.readouterr().err
     )
     forge(RUNS[0], run={"tokens": 300})
-    assert set(retrain.records("smoke", max_tokens=280)) == {r.id for r in RUNS[1:]}
+    assert set(audit.records("smoke", max_tokens=280)) == {r.id for r in RUNS[1:]}
     assert gsae("neurons") == 1
     assert (
         "neurons: no such run or experiment is on record at scale smoke" in capsys.readouterr().err
@@ -253,7 +251,7 @@ def test_experiments_ids_and_length_restrict_the_choice(world, capsys):
 
 
 def test_ctrl_c_shows_what_was_compared_and_leaves_nothing(world, monkeypatch, capsys):
-    source, first, second = site.Site.batches, *retrain.choose((r.id for r in RUNS), 2, 3)
+    source, first, second = site.Site.batches, *audit.choose((r.id for r in RUNS), 2, 3)
 
     def press(self, run):
         def read(step):

@@ -101,22 +101,22 @@ def test_a_small_study_is_computed_once_and_shows_shrinkage(monkeypatch):
         seeds=1,
         lam=(0.5,),
     )
-    monkeypatch.setitem(follow_ups.GRID, "smoke", small)
+    monkeypatch.setitem(follow_ups.KNOWN_GRIDS, "smoke", small)
     monkeypatch.setenv("GSAE_TRAIN", "never")
-    assert run_known_dictionary.run("smoke").empty
+    assert run_known_dictionary.known_dictionary("smoke").empty
     monkeypatch.delenv("GSAE_TRAIN")
-    df = run_known_dictionary.run("smoke")
+    df = run_known_dictionary.known_dictionary("smoke")
     assert len(df) == 2 and (df["status"] == "done").all()
     at = df.set_index("arch")
     assert at["slope"]["baseline"] < 0.7 < 0.8 < at["slope"]["gated"] < 1.05
     assert at["gamma"]["baseline"] < 0.85 and at["gamma"]["gated"] == pytest.approx(1, abs=0.03)
     assert (df["cosine"] > 0.95).all() and (df["cosine"] <= df["cosine_max"] + 1e-6).all()
     monkeypatch.setattr(run_known_dictionary, "compute", None)  # nothing is computed again
-    assert run_known_dictionary.run("smoke")["id"].tolist() == df["id"].tolist()
+    assert run_known_dictionary.known_dictionary("smoke")["id"].tolist() == df["id"].tolist()
     assert result_files.load("known", "smoke")["provenance"][0]["commit"]
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu", "paper"])
 def test_every_scale_lists(scale):
-    cells = follow_ups.grid(scale)
+    cells = follow_ups.known_settings(scale)
     assert len({result_files.result_id("known", s, 1) for s in cells}) == len(cells)

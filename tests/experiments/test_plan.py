@@ -22,7 +22,17 @@ import gsae.saes.base
 from gsae import cli
 from gsae.evidence import run_files
 from gsae.evidence.run import Run, wider
-from gsae.experiments import cost, estimate, gpu_parts, limits, paper_scale, plan, settings, sweeps
+from gsae.experiments import (
+    cost,
+    estimate,
+    gpu_parts,
+    limits,
+    paper_scale,
+    plan,
+    settings,
+    smollm2_sites,
+    sweeps,
+)
 from gsae.lm import names
 from gsae.saes import GatedSAE
 from gsae.training.closed_form import closed_form
@@ -129,7 +139,7 @@ def stack_plan(run, **changes):
     )
 
 
-PAPER = [r for r in paper_scale.sites() if r.layer in (0, 20)]
+PAPER = [r for r in paper_scale.gated_sites() if r.layer in (0, 20)]
 ARMS = [Run(), wider(Run()), Run(tie="none"), Run(tie="shared")]
 
 
@@ -182,7 +192,7 @@ def test_what_an_evaluation_adds(run, no_initial_rows):
 
 @pytest.mark.parametrize("name", ["pythia-2.8b", "gemma-7b"])
 def test_what_a_forward_pass_adds(name):
-    run = next(r for r in paper_scale.sites() if r.lm == name)
+    run = next(r for r in paper_scale.gated_sites() if r.lm == name)
     tokens = torch.empty(
         limits.blocks_per_pass(run.context), run.context, dtype=torch.long, device="meta"
     )
@@ -268,7 +278,7 @@ def test_operations_of_a_harvest_end_at_the_site(site, layer):
 
 
 def test_the_papers_sites():
-    sites = paper_scale.sites()
+    sites = paper_scale.gated_sites()
     assert [sum(r.lm == name for r in sites) for name in paper_scale.MODELS] == [1, 15, 12]
     assert len(set(sites)) == 28
     for gated in sites:
@@ -291,14 +301,14 @@ def test_the_papers_sites():
 
 
 def test_a_sweep_of_the_paper_has_both_arms_at_every_site():
-    runs = paper_scale.runs("pareto")
-    assert len(runs) == len(set(runs)) == 28 * 2 * paper_scale.LAMBDAS
+    runs = paper_scale.paper_runs("pareto")
+    assert len(runs) == len(set(runs)) == 28 * 2 * paper_scale.LAMBDA_COUNT
     assert {r.lr for r in runs if r.arch == "baseline" and r.lm == "pythia-2.8b"} == {1e-3}
-    assert {r.lm for r in paper_scale.runs("gelu-1l")} == {"gelu-1l"} and len(
-        paper_scale.runs("gelu-1l")
+    assert {r.lm for r in paper_scale.paper_runs("gelu-1l")} == {"gelu-1l"} and len(
+        paper_scale.paper_runs("gelu-1l")
     ) == 12
     with pytest.raises(KeyError, match="expected pareto or gelu-1l"):
-        paper_scale.runs("other")
+        paper_scale.paper_runs("other")
 
 
 def test_lambda_conversion_changes_units_and_nothing_else():
@@ -318,24 +328,17 @@ def test_lambda_conversion_changes_units_and_nothing_else():
     theirs = theirs["reconstruction"] / n + theirs["sparsity"] + theirs["auxiliary"] / n
     mine = sum(ours.losses(x, paper_scale.convert(lam, n, s)).values())
     torch.testing.assert_close(theirs, mine * s**2 / n)
-    assert paper_scale.table_lambda(paper_scale.convert(lam, n, s), n, s) == pytest.approx(lam)
     assert paper_scale.convert(1e-3, 2560, 1) == pytest.approx(2.56)
 
 
-def test_lambdas_are_converted_where_the_norm_is_known():
-    run = Run(lm="gemma-7b", site="mlp_out", layer=6)
-    found = paper_scale.lambdas(run, 3072, {("gemma-7b", "mlp_out", 6): 10.0})
-    assert found[0] == pytest.approx(8e-6 * 307.2, rel=1e-2) and found[-1] == pytest.approx(
-        3e-3 * 307.2, rel=1e-2
-    )
-    for unknown in (replace(run, layer=13), wider(run)):
-        found = paper_scale.lambdas(unknown, 3072, {("gemma-7b", "mlp_out", 6): 10.0})
-        assert (found[0], found[-1]) == paper_scale.RANGE
+def test_the_lambdas_of_every_arm_span_the_range():
+    for of_stack in cost.stacks(paper_scale.paper_runs()):
+        assert (of_stack[0].lam, of_stack[-1].lam) == paper_scale.RANGE
 
 
 def test_parts_hold_every_run_once_and_fit():
     gpu = gpu_parts.GPUS["h100"]
-    for stack in cost.stacks(paper_scale.runs()):
+    for stack in cost.stacks(paper_scale.paper_runs()):
         cut = gpu_parts.parts(stack, gpu)
         assert [r for part in cut for r in part.runs] == stack
         assert all(
@@ -367,7 +370,7 @@ def test_what_is_left_of_a_stack_is_cut_as_before(total, most):
 def test_where_the_language_model_is_can_be_settled():
     stack = [
         r
-        for r in paper_scale.runs()
+        for r in paper_scale.paper_runs()
         if (r.lm, r.site, r.layer, r.arch) == ("gemma-7b", "mlp_out", 6, "gated")
     ]
     free = gpu_parts.parts(stack, gpu_parts.GPU(30, 100, 1))
@@ -422,7 +425,7 @@ def test_chapters_04_to_06_at_gpu_scale_fit_a_t4_and_two_hours():
 def test_what_is_placed_elsewhere_when_memory_is_short():
     stack = [
         r
-        for r in paper_scale.runs()
+        for r in paper_scale.paper_runs()
         if (r.lm, r.site, r.layer, r.arch) == ("gemma-7b", "mlp_out", 6, "gated")
     ]
     where = {
@@ -722,7 +725,7 @@ def test_the_ends_of_the_grids_are_part_of_chapter_4_and_without_resampling_of_c
     assert {run.lam for run in usual if run.arch == "gated"} == {
         v for lams in settings.SITE_ENDS.values() for v in lams
     }
-    monkeypatch.setattr(settings, "SITE_ENDS", {})
+    monkeypatch.setattr(smollm2_sites, "SITE_ENDS", {})
     before = sweeps.runs("sites", "cpu")
     assert not set(ends) & set(before) and at_all == {*before, *usual}
 

@@ -205,7 +205,7 @@ def test_missing_weights_and_missing_runs_are_named_before_text_is_read(
     monkeypatch.setattr(
         collect_and_score.retrain,
         "remake",
-        lambda runs, site, at: asked.append((runs, site.key, at)),
+        lambda runs, evaluation, at: asked.append((runs, evaluation.site.key, at)),
     )
     assert main(["study", "collect", "--scale", "smoke"]) == 1
     told = capsys.readouterr().err

@@ -276,6 +276,7 @@ def test_held_out_activations_are_in_the_order_of_the_text(text, monkeypatch):
     from gsae.evidence.run import Run
     from gsae.experiments import limits
     from gsae.experiments import site as site_module
+    from gsae.experiments.evaluate import Evaluation
 
     model, blocks = text
     monkeypatch.setattr(
@@ -288,7 +289,7 @@ def test_held_out_activations_are_in_the_order_of_the_text(text, monkeypatch):
         model,
     )
     place.__dict__["store"] = SimpleNamespace(scale=2.0)
-    found, groups = place.held_out
+    found, groups = Evaluation(place).held_out
     tokens = torch.as_tensor(np.asarray(blocks[:10]["tokens"]))
     whole = model.activations(tokens, [place.key])[place.key][:, 1:] * 2
     torch.testing.assert_close(found.float(), whole, rtol=0.01, atol=0.01)
@@ -299,10 +300,11 @@ def test_the_runner_streams_a_long_run(text, tmp_path, monkeypatch):
     from gsae.evidence.run import Run
     from gsae.experiments import limits, runner
     from gsae.experiments import site as site_module
+    from gsae.lm import models
 
     model, blocks = text
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path))
-    monkeypatch.setattr(runner.language_models, "load", lambda name: model)
+    monkeypatch.setattr(models, "load", lambda name: model)
     monkeypatch.setattr(
         site_module.Site, "blocks", lambda self, split, count: blocks.select(range(count))
     )

@@ -21,7 +21,7 @@ from test_training import DEAD, M, batches, n, plan
 from gsae.evidence.run import grid
 from gsae.experiments import runner, sweeps
 from gsae.experiments import site as site_module
-from gsae.lm import harvest, store
+from gsae.lm import harvest, models, store
 from gsae.system import devices, distributed, tensors
 from gsae.system.distributed import ALONE, RankError, Ranks
 from gsae.training import divergence
@@ -170,7 +170,9 @@ def ranks(tmp_path_factory):
     )  # Python runs it before the command
     environment = {**os.environ, "GSAE_CACHE": str(out), "GSAE_EVIDENCE": str(out / "evidence")}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, (HERE.parent, HERE, out)))
+    tests = HERE.parent
+    paths = (tests.parent, tests, HERE, tests / "lm", tests / "training", out)
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     command = [
         sys.executable,
         "-m",
@@ -261,7 +263,7 @@ def test_ranks_share_one_harvest_to_the_same_bytes(ranks, tmp_path, monkeypatch)
     assert spans[1][0][1] == -(-280 // 6) and spans[0][0][1] % 16 == 0
     tiny_world(monkeypatch.setattr)
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path))
-    site = site_module.Site(BASE, runner.language_models.load("tiny"))
+    site = site_module.Site(BASE, models.load("tiny"))
     (folder,) = out.glob("activations/*/*/")
     assert {p.name for p in folder.iterdir()} == {store.DATA, store.META}
     assert (folder / store.DATA).read_bytes() == (site.store.folder / store.DATA).read_bytes()

@@ -23,14 +23,13 @@ from test_training import assert_same, batches, plan
 
 from gsae.evidence import provenance, run_files
 from gsae.evidence.run import Run, grid
-from gsae.experiments import cost, gpu_parts, runner, site
+from gsae.experiments import composition, cost, gpu_parts, runner, site, sweeps
 from gsae.lm import harvest as harvest_module
+from gsae.lm import models
 from gsae.lm import store as activations
-from gsae.saes import files as sae_files
 from gsae.system import devices
 from gsae.system import files as disk
 from gsae.system import tensors as tensors_module
-from gsae.training import adam as adam_module
 from gsae.training import divergence, resampling
 from gsae.training import loop as loop_module
 from gsae.training.stack import Stack
@@ -56,7 +55,7 @@ def tiny_world(patch) -> None:
     """Sweeps read a two-layer random language model and random text."""
     model, ids = make(), np.random.default_rng(0).integers(V, size=(53, T)).astype("int32")
     blocks = Dataset.from_dict({"tokens": ids.tolist()}).with_format("numpy")
-    patch(runner.language_models, "load", lambda name: model)
+    patch(models, "load", lambda name: model)
     patch(site.Site, "blocks", lambda self, split, count: blocks.select(range(count)))
 
 
@@ -125,7 +124,7 @@ def test_a_signal_half_way_through_an_update_finishes_the_step_and_saves(
 ):
     path, adam, calls, before = (
         tmp_path / "stack.safetensors",
-        adam_module.adam,
+        stack.adam,
         [],
         signal.getsignal(number),
     )
@@ -141,7 +140,7 @@ def test_a_signal_half_way_through_an_update_finishes_the_step_and_saves(
     whole, first, second = (Stack(plan()) for _ in range(3))
     loop_module.fit(whole, batches, bar=False)
     with monkeypatch.context() as m:
-        m.setattr(adam_module, "adam", pressed)
+        m.setattr(stack, "adam", pressed)
         with pytest.raises(
             KeyboardInterrupt, match=r"stopped after \d of 40 steps: kept in .*stack.safetensors"
         ):
@@ -356,7 +355,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(tmp_path, monkeypatc
         Path(name).write_bytes(b"half a file")
         raise error
 
-    monkeypatch.setattr(sae_files, "save_file", full)
+    monkeypatch.setattr(tensors_module, "save_file", full)
     with pytest.raises(
         disk.WriteError, match="cannot write .*stack.safetensors: .*No space left.*make room"
     ):
@@ -519,7 +518,7 @@ def test_a_checkpoint_of_unfinished_runs_is_kept_while_others_train(
 
 
 def test_runs_of_one_stack_are_stored_where_each_belongs(world, monkeypatch):
-    monkeypatch.setitem(runner.experiments.EXPERIMENTS, "few", lambda at: RUNS[1:])
+    monkeypatch.setitem(sweeps.EXPERIMENTS, "few", lambda at: RUNS[1:])
     runner.run(RUNS, "smoke", home="mine")
     homes = {path.stem: path.parent.name for path in world("here").glob("evidence/smoke/*/*.json")}
     assert homes == dict(zip((r.id for r in RUNS), ("mine", "few", "few"), strict=True))
@@ -607,7 +606,7 @@ def slow_sweep(name, log, patch):
 
 def stuck_in_a_save(half, patch):
     """Never rename the checkpoint of step 4, and say when it is on disk."""
-    save_file = sae_files.save_file
+    save_file = tensors_module.save_file
 
     def stuck(tensors, path, header):
         save_file(tensors, path, header)
@@ -615,7 +614,7 @@ def stuck_in_a_save(half, patch):
             half.touch()
             time.sleep(1000)
 
-    patch(sae_files, "save_file", stuck)
+    patch(tensors_module, "save_file", stuck)
 
 
 def meet_before_the_harvest(name, log, patch):
@@ -762,9 +761,9 @@ def test_two_processes_that_find_an_empty_cache_make_one_store_and_share_the_swe
 
 
 def test_a_lock_does_not_depend_on_which_runs_are_left():
-    assert len({runner.kind(r) for r in RUNS}) == 1
+    assert len({composition.kind(r) for r in RUNS}) == 1
     others = [*grid(BASE, seed=[1]), *grid(BASE, M=[32]), *grid(BASE, layer=[0])]
-    assert len({runner.kind(r) for r in [RUNS[0], *others]}) == 4
+    assert len({composition.kind(r) for r in [RUNS[0], *others]}) == 4
 
 
 @pytest.mark.parametrize("part", ["lambda", "key", "weights"])
@@ -801,7 +800,7 @@ def test_half_a_checkpoint_that_a_kill_left_is_removed(world, monkeypatch):
 @pytest.mark.parametrize("where", ["harvest", "evaluation"])
 def test_nan_activations_are_named_and_leave_no_evidence(world, monkeypatch, fits, where):
     folder = world("here")
-    model = runner.language_models.load("tiny")
+    model = models.load("tiny")
     activations_of = model.activations
 
     def spoiled(tokens, sites):
