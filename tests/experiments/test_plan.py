@@ -735,7 +735,8 @@ def test_the_ends_of_the_grids_are_part_of_chapter_4_and_without_resampling_of_c
     assert {run.lam for run in usual if run.arch == "gated"} == {
         v for lams in settings.SITE_ENDS.values() for v in lams
     }
-    monkeypatch.setattr(settings, "SITE_ENDS", {})
+    for place in list(settings.SITE_ENDS):
+        monkeypatch.delitem(settings.SITE_ENDS, place)
     before = sweeps.runs("sites", "cpu")
     assert not set(ends) & set(before) and at_all == {*before, *usual}
 
