@@ -1,4 +1,4 @@
-"""The house: file lengths, imports, the environment, tags against pages, nothing private in tracked
+"""The house: what an import loads, the environment, tags against pages, nothing private in tracked
 files.
 """
 
@@ -117,7 +117,7 @@ def test_every_equation_has_its_line_and_its_test():
     labels = set(re.findall(r"^\(eq-(\d+)\)=", (ROOT / "book/equations.md").read_text(), re.M))
     assert labels
     code = tagged(r"Eqs?\.? (\d+)", CODE)
-    tests = tagged(r"def test_\w*?eq(\d+)_", (ROOT / "tests").glob("test_*.py"))
+    tests = tagged(r"def test_\w*?eq(\d+)_", (ROOT / "tests").rglob("test_*.py"))
     assert labels <= code, f"no code line for {labels - code}"
     assert labels <= tests, f"no test for {labels - tests}"
 

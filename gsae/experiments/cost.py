@@ -7,10 +7,15 @@ from pathlib import Path
 
 from gsae.evidence.run import Run
 from gsae.experiments import limits
-from gsae.experiments.limits import CODES, blocks_per_pass, clean_bytes, keeps_splices, shape, width
+from gsae.experiments.limits import shape, width
+
+BASE = 1_500_000_000  # Python, torch and the libraries, in the host's memory
 
 
-def plain(run: Run) -> bool:
+# ---- The SAE
+
+
+def has_closed_form(run: Run) -> bool:
     """Whether a closed form trains it: the baseline, and every arm of the Gated SAE that has the
     step function.
     """
@@ -21,10 +26,19 @@ def matrices(run: Run) -> int:
     return 3 if run.arch == "gated" and run.tie == "none" else 2
 
 
+def latent_vectors(run: Run) -> int:
+    """Vectors of one number a latent: the encoder's offset; of a gated SAE b_gate and b_mag, and
+    r_mag where that ties its encoders.
+    """
+    if run.arch == "baseline":
+        return 1
+    return 3 if run.tie == "r_mag" else 2
+
+
 def parameters(run: Run) -> int:
     """Numbers in the SAE: encoder, dictionary, vectors."""
-    n, vectors = width(run), 1 if run.arch == "baseline" else 3 if run.tie == "r_mag" else 2
-    return matrices(run) * n * run.M + vectors * run.M + n
+    n = width(run)
+    return matrices(run) * n * run.M + latent_vectors(run) * run.M + n
 
 
 def held_bytes(run: Run) -> int:
@@ -43,32 +57,22 @@ def step_bytes(run: Run) -> int:
     in bf16. By autograd, most of it in fp32.
     """
     nM, bM = width(run) * run.M, run.batch * run.M
-    if not plain(run):
+    if not has_closed_form(run):
         return 10 * matrices(run) * nM + 44 * bM
-    codes = 1 if run.arch == "baseline" else 2
+    baseline = run.arch == "baseline"
+    codes = 1 if baseline else 2
+    early = 4 * nM + (4 + 4 * codes) * bM
     # what came back through the auxiliary decode is still there
-    late = 6 if run.arch == "baseline" else 10
-    return max(4 * nM + (4 + 4 * codes) * bM, 8 * nM + late * bM) + 8 * run.batch * width(run)
-
-
-def work_bytes(run: Run, count: int, lm: bool = True) -> int:
-    """Most that a stack of `count` SAEs takes for a while: a training step and the harvest beside
-    it; all of them as modules, once they are trained; or the evaluation of one, with five matrices
-    of latents in fp32, the splices, and a pass of the language model. Without `lm`, the model works
-    on another device.
-    """
-    weights, codes = 4 * parameters(run), 20 * min(CODES, 4096 * run.M)
-    if not lm:
-        return max(step_bytes(run), count * weights, weights + codes)
-    evaluation = weights + splice_bytes(run) + max(codes, forward_bytes(run))
-    return max(step_bytes(run) + forward_bytes(run, logits=False), count * weights, evaluation)
+    late = 8 * nM + (6 if baseline else 10) * bM
+    return max(early, late) + 8 * run.batch * width(run)
 
 
 def state_bytes(run: Run, count: int) -> int:
     """Most that a stack on a GPU takes of the host's memory: its state on the way to a checkpoint,
     or, at the start, its dictionaries on the way to the GPU.
     """
-    return max(count * held_bytes(run), 4 * width(run) * run.M * max(3, count + 2))
+    dictionary = 4 * width(run) * run.M
+    return max(count * held_bytes(run), dictionary * max(3, count + 2))
 
 
 def step_flops(run: Run) -> int:
@@ -76,51 +80,29 @@ def step_flops(run: Run) -> int:
     the baseline; 4 n M more for an untied encoder, 2 n M for a live auxiliary dictionary, and, by
     autograd, 2 n M for each encoder, whose input has a gradient too (`b_dec`).
     """
+    return 2 * step_products(run) * width(run) * run.M * run.batch
+
+
+def step_products(run: Run) -> int:
+    """Products of a step, each of which multiplies a batch by an n x M matrix."""
     if run.arch == "baseline":
-        return 2 * 5 * width(run) * run.M * run.batch
+        return 5
     encoders = matrices(run) - 1
-    products = (7 if run.auxiliary else 5) + 2 * (encoders - 1)
-    products += run.auxiliary and run.freeze in ("b_dec", "none")
-    if not plain(run):
-        products += encoders * run.centre_grad
-    return 2 * products * width(run) * run.M * run.batch
+    products = 7 if run.auxiliary else 5
+    products += 2 * (encoders - 1)
+    live_dictionary = run.freeze in ("b_dec", "none")
+    if run.auxiliary and live_dictionary:
+        products += 1
+    if not has_closed_form(run) and run.centre_grad:
+        products += encoders
+    return products
 
 
 def train_flops(run: Run) -> int:
     return step_flops(run) * run.steps
 
 
-def harvest_flops(run: Run) -> int:
-    """Operations of one pass of the language model over the run's training text, up to its site."""
-    return run.tokens * shape(run.lm).flops(run.context, run.site, run.layer)
-
-
-def site_flops(run: Run) -> int:
-    """Operations of evaluation that all runs of a site share: held-out activations; clean, zero and
-    mean ablation.
-    """
-    s = shape(run.lm)
-    return run.eval_tokens * s.flops(run.context, run.site, run.layer) + run.ce_tokens * (
-        s.flops(run.context) + 2 * above_flops(run)
-    )
-
-
-def above_flops(run: Run) -> int:
-    """Operations per token from a site's block to the loss."""
-    s = shape(run.lm)
-    return s.flops(run.context) - (
-        s.flops(run.context, "resid_post", run.layer - 1) if run.layer else 0
-    )
-
-
-def evaluation_flops(run: Run) -> int:
-    """Operations of evaluating one SAE: encode and decode held-out text; the layers above on
-    reconstructions.
-    """
-    clean = 0 if keeps_splices(run) else shape(run.lm).flops(run.context)
-    return (run.eval_tokens + run.ce_tokens) * 4 * width(run) * run.M + run.ce_tokens * (
-        clean + above_flops(run)
-    )
+# ---- The language model
 
 
 def lm_bytes(lm: str) -> int:
@@ -133,16 +115,60 @@ def forward_bytes(run: Run, logits: bool = True) -> int:
     block's activations, and the logits, whose loss is taken block by block in fp32. A harvest ends
     without `logits`.
     """
-    s, blocks = shape(run.lm), blocks_per_pass(run.context)
-    tokens = blocks * run.context
-    scores = tokens * run.context * s.heads * 10
-    inside = 2 * tokens * (8 * s.d + (2 + s.gated_mlp) * s.d_mlp)
-    return max(scores, logits * (2 * tokens * s.vocab + 12 * run.context * s.vocab)) + inside
+    model = shape(run.lm)
+    tokens = tokens_per_pass(run)
+    one_block = 2 * tokens * (8 * model.d + (2 + model.gated_mlp) * model.d_mlp)
+    attention_scores = tokens * run.context * model.heads * 10
+    if not logits:
+        return attention_scores + one_block
+    loss = 2 * tokens * model.vocab + 12 * run.context * model.vocab
+    return max(attention_scores, loss) + one_block
+
+
+def tokens_per_pass(run: Run) -> int:
+    return limits.blocks_per_pass(run.context) * run.context
+
+
+def harvest_flops(run: Run) -> int:
+    """Operations of one pass of the language model over the run's training text, up to its site."""
+    return run.tokens * shape(run.lm).flops(run.context, run.site, run.layer)
+
+
+def above_flops(run: Run) -> int:
+    """Operations per token from a site's block to the loss."""
+    model = shape(run.lm)
+    below = model.flops(run.context, "resid_post", run.layer - 1) if run.layer else 0
+    return model.flops(run.context) - below
+
+
+# ---- Evaluation
+
+
+def site_flops(run: Run) -> int:
+    """Operations of evaluation that all runs of a site share: held-out activations; clean, zero and
+    mean ablation.
+    """
+    model = shape(run.lm)
+    held_out = run.eval_tokens * model.flops(run.context, run.site, run.layer)
+    ablations = run.ce_tokens * (model.flops(run.context) + 2 * above_flops(run))
+    return held_out + ablations
+
+
+def evaluation_flops(run: Run) -> int:
+    """Operations of evaluating one SAE: encode and decode held-out text; the layers above on
+    reconstructions.
+    """
+    sae = (run.eval_tokens + run.ce_tokens) * 4 * width(run) * run.M
+    clean = 0 if limits.keeps_splices(run) else shape(run.lm).flops(run.context)
+    return sae + run.ce_tokens * (clean + above_flops(run))
 
 
 def splice_bytes(run: Run) -> int:
-    tokens = run.ce_tokens if keeps_splices(run) else blocks_per_pass(run.context) * run.context
-    return tokens * clean_bytes(run)
+    """Clean activations of the text for cross-entropy: of all of it where they are kept, else of
+    one pass.
+    """
+    tokens = run.ce_tokens if limits.keeps_splices(run) else tokens_per_pass(run)
+    return tokens * limits.clean_bytes(run)
 
 
 def held_out_bytes(run: Run) -> int:
@@ -150,12 +176,50 @@ def held_out_bytes(run: Run) -> int:
     return 2 * run.eval_tokens * width(run)
 
 
+# ---- A stack: runs that differ in lambda alone
+
+
+def stacks(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that differ in lambda alone."""
+    by_key: dict[tuple, list[Run]] = {}
+    for run in runs:
+        by_key.setdefault(run.stack, []).append(run)
+    return list(by_key.values())
+
+
+def work_bytes(run: Run, count: int, lm: bool = True) -> int:
+    """Most that a stack of `count` SAEs takes for a while: a training step and the harvest beside
+    it; all of them as modules, once they are trained; or the evaluation of one, with five matrices
+    of latents in fp32, the splices, and a pass of the language model. Without `lm`, the model works
+    on another device.
+    """
+    weights = 4 * parameters(run)
+    modules = count * weights
+    codes = 20 * min(limits.CODES, 4096 * run.M)
+    if not lm:
+        return max(step_bytes(run), modules, weights + codes)
+    step = step_bytes(run) + forward_bytes(run, logits=False)
+    evaluation = weights + splice_bytes(run) + max(codes, forward_bytes(run))
+    return max(step, modules, evaluation)
+
+
+# ---- Disk
+
+
 def text_bytes(run: Run) -> int:
     """Token ids of hub text, on disk."""
     return 0 if run.text == "packaged" else 4 * run.tokens
 
 
-BASE = 1_500_000_000  # Python, torch and the libraries, in the host's memory
+def store_bytes(run: Run) -> int:
+    """Of a store with the activations of the run's text, bf16."""
+    return limits.store_rows(run) * limits.row_bytes(run)
+
+
+def store_pattern(run: Run) -> str:
+    """Of the store's file in a cache folder, for `glob`."""
+    rows = limits.store_rows(run)
+    return f"activations/{run.lm}/{run.site}-{run.layer}-{rows}-*/rows.bf16"
 
 
 def disk_bytes(runs: Sequence[Run], cache: Path | None = None) -> dict[str, int]:
@@ -163,25 +227,16 @@ def disk_bytes(runs: Sequence[Run], cache: Path | None = None) -> dict[str, int]
     of hub text, final weights of every run, and the largest checkpoint twice, as the new one is
     written before the old one goes.
     """
-    stores, text = {}, {}
+    stores, texts = {}, {}
     for run in runs:
-        name = f"activations/{run.lm}/{run.site}-{run.layer}-{limits.store_rows(run)}-*/rows.bf16"
-        have = cache is not None and any(cache.glob(name))
-        stores[name] = (
-            0 if limits.streams(run) or have else limits.store_rows(run) * limits.row_bytes(run)
-        )
-        text[run.lm, run.text, run.context] = text_bytes(run)
+        pattern = store_pattern(run)
+        finished = cache is not None and any(cache.glob(pattern))
+        stores[pattern] = 0 if limits.streams(run) or finished else store_bytes(run)
+        texts[run.lm, run.text, run.context] = text_bytes(run)
+    largest = max(len(stack) * held_bytes(stack[0]) for stack in stacks(runs))
     return {
         "stores": sum(stores.values()),
-        "text": sum(text.values()),
-        "weights": sum(4 * parameters(r) for r in runs),
-        "checkpoints": 2 * max(len(s) * held_bytes(s[0]) for s in stacks(runs)),
+        "text": sum(texts.values()),
+        "weights": sum(4 * parameters(run) for run in runs),
+        "checkpoints": 2 * largest,
     }
-
-
-def stacks(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in lambda alone."""
-    found: dict[tuple, list[Run]] = {}
-    for run in runs:
-        found.setdefault(run.stack, []).append(run)
-    return list(found.values())

@@ -7,24 +7,27 @@ import re
 import shutil
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
+from gsae.evidence import run_files
 from gsae.evidence.run import Run
-from gsae.experiments import cost, limits
-from gsae.experiments.cost import BASE, disk_bytes, stacks
+from gsae.experiments import cost, gpu_parts, limits
+from gsae.experiments.gpu_parts import GPU, GPUS, UTILISATION, Part
 
-SPEED = {
-    "cpu": 1e11,
-    "cuda": 1e13,
-}  # operations a second where neither a run on record nor the GPU's name tells
+# operations a second where neither a run on record nor the GPU's name tells
+SPEED = {"cpu": 1e11, "cuda": 1e13}
 LATEST = 50  # run files that are read for the speed
 
 
 class TooLarge(RuntimeError):
     """A sweep that memory or disk cannot hold; the message says how much, and what to do."""
+
+
+# ---- What a sweep takes
 
 
 @dataclass(frozen=True)
@@ -56,100 +59,160 @@ def estimate(
 
     Raises KeyError on a language model whose shape is not known.
     """
-    from gsae.experiments import gpu_parts  # which reads plans itself
-
-    host, on_gpu, work, sites = [], [0], 0, set()
-    for stack in stacks(runs):
-        run = stack[0]
-        cut = gpu_parts.parts(stack, gpu_parts.GPU(gpu_memory / 1e9, 1, 1), apart)
-        memory = [sum(part.memory.values()) for part in cut]
-        if device == "cuda":
-            on_gpu += memory
-            host.append(gpu_parts.host_bytes(cut))
-        else:
-            host.append(sum(memory) + cost.held_out_bytes(run))
-        work += sum(cost.train_flops(r) + cost.evaluation_flops(r) for r in stack)
-        place = run.lm, run.site, run.layer, run.context, run.tokens
-        if place not in sites:
-            work += cost.site_flops(run)
-        if place not in sites or limits.streams(run):
-            work += cost.harvest_flops(run) * (len(cut) if limits.streams(run) else 1)
-        sites.add(place)
+    gpu = GPU(gpu_memory / 1e9, 1, 1)  # rate and price do not matter here
+    stacks = [gpu_parts.parts(stack, gpu, apart) for stack in cost.stacks(runs)]
+    memory = [memory_of(parts, device) for parts in stacks]
     return Estimate(
-        BASE + max(host), max(on_gpu), sum(disk_bytes(runs, cache).values()), work / speed
+        host=cost.BASE + max(host for host, _ in memory),
+        gpu=max(on_gpu for _, on_gpu in memory),
+        disk=sum(cost.disk_bytes(runs, cache).values()),
+        seconds=operations(stacks) / speed,
     )
 
 
-def like(text: str, device: str, products: str) -> bool:
-    """Whether a file is of a run, not of a result computed from runs, and of one that multiplied in
-    this dtype.
+def memory_of(parts: Sequence[Part], device: str) -> tuple[int, int]:
+    """Bytes that a stack takes on the host, Python and torch left out, and on the GPU."""
+    each = [part.bytes for part in parts]
+    if device == "cuda":
+        return gpu_parts.host_bytes(parts), max(each)
+    return sum(each) + cost.held_out_bytes(parts[0].runs[0]), 0
 
-    Processors of runs that do not name it had bfloat16; of GPUs nothing is known.
+
+def operations(stacks: Sequence[Sequence[Part]]) -> int:
+    """Of harvest, training and evaluation of stacks in parts. What runs of one site share is
+    counted once, but for streamed text, which every part reads again.
     """
-    named = re.search(r'"products": "(\w+)"', text)
-    known = named[1] if named else "bfloat16" if device == "cpu" else products
-    return '"run": {' in text and known == products
+    total, seen = 0, set()
+    for parts in stacks:
+        for part in parts:
+            total += sum(run_operations(run) for run in part.runs)
+        run = parts[0].runs[0]
+        site = run.lm, run.site, run.layer, run.context, run.tokens
+        if site not in seen:
+            total += cost.site_flops(run)
+        if limits.streams(run):
+            total += cost.harvest_flops(run) * len(parts)
+        elif site not in seen:
+            total += cost.harvest_flops(run)
+        seen.add(site)
+    return total
+
+
+def run_operations(run: Run) -> int:
+    """Of training and evaluating one SAE."""
+    return cost.train_flops(run) + cost.evaluation_flops(run)
+
+
+# ---- How fast a device is
 
 
 def measured(
-    at: str, device: str = "cpu", card: str = "", products: str = "bfloat16"
+    scale: str, device: str = "cpu", card: str = "", products: str = "bfloat16"
 ) -> tuple[float, str]:
     """Operations a second, and where that is from: the wall times of the latest runs on record of
     such a device, which multiply in the same dtype, else what `gsae plan` assumes of a GPU of this
     name, as its driver gives it.
     """
-    from gsae.evidence import run_files
-    from gsae.experiments import gpu_parts
-
-    rates = []
-    files = sorted(
-        run_files.root(at).glob("*/*.json"), key=lambda f: f.stat().st_mtime, reverse=True
-    )
-    for record in map(
-        run_files.read, islice((f for f in files if like(f.read_text(), device, products)), LATEST)
-    ):
-        run, origin = Run.of(record["run"]), record["provenance"]
-        timed = origin["seconds"] > 0  # a run of less than 0.05 s is recorded as 0.0
-        if origin["device"] == device and limits.known(run.lm) and timed:
-            rates.append((cost.train_flops(run) + cost.evaluation_flops(run)) / origin["seconds"])
+    rates = rates_on_record(scale, device, products)
     if rates:
         return statistics.median(rates), f"measured in {len(rates)} runs on record"
-    if named := gpu_parts.named(card):
-        return (
-            gpu_parts.GPUS[named].tflops * 1e12 * gpu_parts.UTILISATION,
-            f"assumed of a {named.upper()}: no run is on record",
-        )
+    gpu = gpu_parts.named(card)
+    if gpu:
+        speed = GPUS[gpu].tflops * 1e12 * UTILISATION
+        return speed, f"assumed of a {gpu.upper()}: no run is on record"
     return SPEED[device], "assumed: no run of such a device is on record"
+
+
+def rates_on_record(scale: str, device: str, products: str) -> list[float]:
+    """Operations a second of the latest runs on record that this device made."""
+    rates = []
+    for path in islice(latest_first(scale, device, products), LATEST):
+        record = run_files.read(path)
+        run, provenance = Run.of(record["run"]), record["provenance"]
+        seconds = provenance["seconds"]  # a run of less than 0.05 s is recorded as 0.0
+        if provenance["device"] == device and limits.known(run.lm) and seconds > 0:
+            rates.append(run_operations(run) / seconds)
+    return rates
+
+
+def latest_first(scale: str, device: str, products: str) -> Iterator[Path]:
+    """Files of runs that multiplied in this dtype; found by their text, which is much faster than
+    to read and check every record.
+    """
+    paths = run_files.root(scale).glob("*/*.json")
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        text = path.read_text()
+        of_a_run = '"run": {' in text  # not a result that was computed from runs
+        if of_a_run and products_of(text, device, products) == products:
+            yield path
+
+
+def products_of(text: str, device: str, unknown: str) -> str:
+    """The dtype that a record names for its products. Processors of runs that do not name it had
+    bfloat16; of GPUs nothing is known.
+    """
+    named = re.search(r'"products": "(\w+)"', text)
+    if named:
+        return named[1]
+    return "bfloat16" if device == "cpu" else unknown
+
+
+# ---- What this machine has
 
 
 def free_memory() -> int | None:
     """Bytes of memory that a process can have now; None where the system does not say."""
+    system = available_memory()
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's or a Slurm job's
+    if system is None or not limit.exists():
+        return system
+    text = limit.read_text().strip()
+    return min(system, int(text)) if text.isdigit() else system
+
+
+def available_memory() -> int | None:
+    """Bytes that the system says are free, as on Linux, else all there are: macOS does not tell
+    what is free.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found = next(
-            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) * 1024
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+# ---- Whether it fits
+
+
+class Demand(NamedTuple):
+    """Bytes of one resource that a sweep takes, and those that are free; None: not known."""
+
+    name: str
+    size: int
+    free: int | None
+
+    @property
+    def fits(self) -> bool:
+        return self.free is None or self.size <= self.free
+
+    def __str__(self) -> str:
+        text = f"{self.name} {self.size / 1e9:.1f} GB"
+        return text if self.free is None else f"{text} of {self.free / 1e9:.1f} free"
+
+    def shortage(self) -> str:
+        return (
+            f"{self.size / 1e9:.1f} GB of {self.name} are needed, {self.free / 1e9:.1f} GB are free"
         )
-    except (OSError, StopIteration):
-        if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-            return None
-        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf(
-            "SC_PAGE_SIZE"
-        )  # all there is: macOS does not tell what is free
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's or a Slurm job's
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        found = min(found, int(text))
-    return found
-
-
-def duration(seconds: int | float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def check(
     runs: Sequence[Run],
-    at: str,
+    scale: str,
     folder: Path,
     device: str = "cpu",
     gpu_free: int | None = None,
@@ -162,6 +225,7 @@ def check(
     """Print one line with the estimate to stderr, and return it.
 
     Args:
+        scale: whose runs on record tell how fast this device is.
         folder: the cache folder: its disk takes stores, checkpoints and weights.
         gpu_free, gpu_memory, card: bytes free and in all on the GPU, and its name, where there is
             one.
@@ -171,42 +235,48 @@ def check(
 
     Raises TooLarge where memory or disk cannot hold it, unless `force`.
     """
-    if unknown := sorted({r.lm for r in runs if not limits.known(r.lm)}):
-        line = (
-            f"no estimate: the shape of {', '.join(unknown)} is not in gsae.experiments.cost.SHAPES"
-        )
+    unknown = sorted({run.lm for run in runs if not limits.known(run.lm)})
+    if unknown:
+        table = "gsae.experiments.cost.SHAPES"
+        line = f"no estimate: the shape of {', '.join(unknown)} is not in {table}"
         print(line, file=sys.stderr)
         return line
-    speed, source = measured(at, device, card, products)
-    need, free_disk = (
-        estimate(runs, speed, device, folder, gpu_memory, apart),
-        shutil.disk_usage(folder).free,
-    )
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun on this machine
-    wanted = {
-        "memory": (processes * need.host, free_memory()),
-        "GPU memory": (need.gpu, gpu_free),
-        "disk": (need.disk, free_disk),
-    }
-    shown = [
-        f"{name} {size / 1e9:.1f} GB" + (f" of {free / 1e9:.1f} free" if free is not None else "")
-        for name, (size, free) in wanted.items()
-        if size
-    ]
+    speed, source = measured(scale, device, card, products)
+    need = estimate(runs, speed, device, folder, gpu_memory, apart)
+    demands = demands_of(need, gpu_free, folder)
+    shown = ", ".join(str(demand) for demand in demands if demand.size)
     line = (
-        f"estimate for {len(runs)} runs: {', '.join(shown)}, about {duration(need.seconds)} "
+        f"estimate for {len(runs)} runs: {shown}, about {duration(need.seconds)} "
         f"({speed / 1e9:,.0f} GFLOP/s, {source})"
     )
     print(line, file=sys.stderr)
-    short = [
-        f"{size / 1e9:.1f} GB of {name} are needed, {free / 1e9:.1f} GB are free"
-        for name, (size, free) in wanted.items()
-        if free is not None and size > free
+    if not force:
+        refuse_what_does_not_fit(demands)
+    return line
+
+
+def demands_of(need: Estimate, gpu_free: int | None, folder: Path) -> list[Demand]:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun on this machine
+    return [
+        Demand("memory", processes * need.host, free_memory()),
+        Demand("GPU memory", need.gpu, gpu_free),
+        Demand("disk", need.disk, shutil.disk_usage(folder).free),
     ]
-    if short and not force:
+
+
+def refuse_what_does_not_fit(demands: Sequence[Demand]) -> None:
+    """Raises TooLarge."""
+    short = [demand.shortage() for demand in demands if not demand.fits]
+    if short:
         raise TooLarge(
             f"{'; '.join(short)}. Free some (GSAE_CACHE moves the cache to another disk), take "
-            "fewer runs or a smaller "
-            "scale, or pass --force to try all the same"
+            "fewer runs or a smaller scale, or pass --force to try all the same"
         )
-    return line
+
+
+def duration(seconds: int | float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.1f} h"

@@ -14,6 +14,7 @@ from gsae.evidence.metrics import ratios
 from gsae.evidence.sums import GROUPS, Sums
 from gsae.experiments import limits
 from gsae.experiments.site import Site
+from gsae.lm.rows import check_finite
 from gsae.saes import SAE, gradient_pursuit
 
 # Tokens encoded at once: on a CPU their codes stay in its cache, twice as fast.

@@ -5,10 +5,10 @@ by name.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gsae.evidence.run import Run
-from gsae.experiments import cost as sizes
-from gsae.experiments import limits
+from gsae.experiments import cost, limits
 
 
 @dataclass(frozen=True)
@@ -24,26 +24,25 @@ class GPU:
 
 DATED = "2026-11"
 
-
 # ASSUMPTIONS as of DATED: memory and rate as in the vendors' data sheets, price a round on-demand
 # figure in US $
 GPUS = {
-    "t4": GPU(16, 8.1, 0.35),  # has no bf16 units: its fp32 rate
-    "l4": GPU(24, 121, 0.7),
-    "a100": GPU(80, 312, 1.6),
-    "h100": GPU(80, 989, 2.5),
-    "h200": GPU(141, 989, 3.5),
+    #      memory, tflops, price
+    "t4":   GPU(16,   8.1, 0.35),  # has no bf16 units: its fp32 rate
+    "l4":   GPU(24,   121, 0.7),
+    "a100": GPU(80,   312, 1.6),
+    "h100": GPU(80,   989, 2.5),
+    "h200": GPU(141,  989, 3.5),
     "b200": GPU(180, 2250, 5.0),
-}
-
+}  # fmt: skip
 
 UTILISATION = 0.4  # ASSUMPTION: share of that rate which training and forward passes reach
 
-
 NODE = 8  # GPUs of one machine
 
-
 USABLE = 0.92  # of a GPU's memory; the rest goes to the driver and to fragments
+
+NO_ROOM = "does not fit"
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,36 @@ class Part:
 
     @property
     def fits(self) -> bool:
-        return self.where != "does not fit"
+        return self.where != NO_ROOM
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def operations(self) -> int:
+        return sum(self.flops.values())
+
+    @property
+    def gpus(self) -> int:
+        """The one that trains, and those of the language model."""
+        return 1 + self.lm_gpus
+
+
+class Placement(NamedTuple):
+    """What lies on a GPU beside the SAEs and their work, and what is placed elsewhere."""
+
+    fixed: dict[str, int]  # bytes by what they are for
+    where: str
+    lm_gpus: int
 
 
 def named(card: str) -> str | None:
     """The key in `GPUS` of a card, from its driver's name for it: "NVIDIA A100-SXM4-80GB" is an
     a100.
     """
-    return next((word for word in re.split(r"\W+", card.lower()) if word in GPUS), None)
+    words = re.split(r"\W+", card.lower())
+    return next((word for word in words if word in GPUS), None)
 
 
 def parts(stack: Sequence[Run], gpu: GPU, apart: bool | None = None) -> list[Part]:
@@ -76,60 +97,98 @@ def parts(stack: Sequence[Run], gpu: GPU, apart: bool | None = None) -> list[Par
     `apart` says where the language model is, where that is settled.
     """
     run, room = stack[0], gpu.memory * 1e9 * USABLE
-    buffer = {"buffer": limits.BUFFER * limits.row_bytes(run) if limits.streams(run) else 0}
-    model = {"LM": sizes.lm_bytes(run.lm)}
-    own = -(-(model["LM"] + sizes.splice_bytes(run) + sizes.forward_bytes(run)) // int(room))
-    away, host = f"LM on {own} GPU{'s' * (own > 1)} of its own", "buffer in the host's memory"
-    places = (
-        (model | buffer, "", 0),
-        (model, host, 0),
-        (buffer, away, own),
-        ({}, f"{away}, {host}", own),
-    )
-    found = []
-    for fixed, where, lm_gpus in places:
-        fitting = [
-            k for k in range(1, len(stack) + 1) if sum(_memory(run, k, fixed).values()) <= room
-        ]
-        if fitting and apart in (None, bool(lm_gpus)):
-            found.append(_cut(stack, fitting[-1], fixed, where, lm_gpus))
-    if not found:
-        return _cut(stack, 1, {} if apart else model, "does not fit", own)
-    return min(found, key=lambda cut: sum(sum(p.flops.values()) * (1 + p.lm_gpus) for p in cut))
+    cuts = []
+    for placement in placements(run, room):
+        settled_otherwise = apart is not None and apart != bool(placement.lm_gpus)
+        most = largest_part(run, len(stack), placement.fixed, room)
+        if most and not settled_otherwise:
+            cuts.append(cut_evenly(stack, most, placement))
+    if cuts:
+        return min(cuts, key=gpu_operations)
+    fixed = {} if apart else lm_memory(run)
+    return cut_evenly(stack, 1, Placement(fixed, NO_ROOM, lm_gpus(run, room)))
 
 
-def _memory(run: Run, count: int, fixed: dict[str, int]) -> dict[str, int]:
-    work = sizes.work_bytes(run, count, lm="LM" in fixed)
-    return {"SAEs": count * sizes.held_bytes(run), "work": work, **fixed}
+def placements(run: Run, room: int | float) -> list[Placement]:
+    """Where buffer and language model can be: beside the SAEs first, last both elsewhere."""
+    buffer, model = {"buffer": buffer_bytes(run)}, lm_memory(run)
+    gpus = lm_gpus(run, room)
+    model_away = f"LM on {gpus} GPU{'s' * (gpus > 1)} of its own"
+    buffer_away = "buffer in the host's memory"
+    return [
+        Placement(model | buffer, "", 0),
+        Placement(model, buffer_away, 0),
+        Placement(buffer, model_away, gpus),
+        Placement({}, f"{model_away}, {buffer_away}", gpus),
+    ]
 
 
-def _cut(
-    stack: Sequence[Run], most: int, fixed: dict[str, int], where: str, lm_gpus: int
-) -> list[Part]:
+def buffer_bytes(run: Run) -> int:
+    return limits.BUFFER * limits.row_bytes(run) if limits.streams(run) else 0
+
+
+def lm_memory(run: Run) -> dict[str, int]:
+    return {"LM": cost.lm_bytes(run.lm)}
+
+
+def lm_gpus(run: Run, room: int | float) -> int:
+    """GPUs that a language model takes where it has its own."""
+    need = cost.lm_bytes(run.lm) + cost.splice_bytes(run) + cost.forward_bytes(run)
+    return -(-need // int(room))
+
+
+def largest_part(run: Run, count: int, fixed: dict[str, int], room: int | float) -> int:
+    """The most of `count` runs like this one that have room beside what is fixed; 0 where not one
+    has.
+    """
+    for size in range(count, 0, -1):
+        if sum(part_memory(run, size, fixed).values()) <= room:
+            return size
+    return 0
+
+
+def part_memory(run: Run, count: int, fixed: dict[str, int]) -> dict[str, int]:
+    """Bytes on a GPU that trains `count` runs like this one, by what they are for."""
+    work = cost.work_bytes(run, count, lm="LM" in fixed)
+    return {"SAEs": count * cost.held_bytes(run), "work": work, **fixed}
+
+
+def cut_evenly(stack: Sequence[Run], most: int, placement: Placement) -> list[Part]:
     """Parts of at most `most` runs and nearly equal size, each of which reads the whole text.
     Without the first of them the others stay what they are, so that a sweep is cut alike before and
     after an interruption.
     """
-    run, left, found = stack[0], list(stack), []
+    left, pieces = list(stack), []
     while left:
-        size = len(left) // -(-len(left) // most)
-        some, left = tuple(left[:size]), left[size:]
-        memory = _memory(run, len(some), fixed)
-        flops = {"train": sum(map(sizes.train_flops, some)), "harvest": sizes.harvest_flops(run)}
-        flops["evaluate"] = sizes.site_flops(run) + sum(map(sizes.evaluation_flops, some))
-        found.append(Part(some, memory, flops, where, lm_gpus))
-    return found
+        parts_left = -(-len(left) // most)
+        size = len(left) // parts_left
+        pieces.append(make_part(tuple(left[:size]), placement))
+        left = left[size:]
+    return pieces
 
 
-def host_bytes(cut: Sequence[Part]) -> int:
+def make_part(runs: tuple[Run, ...], placement: Placement) -> Part:
+    run = runs[0]
+    flops = {
+        "train": sum(map(cost.train_flops, runs)),
+        "harvest": cost.harvest_flops(run),
+        "evaluate": cost.site_flops(run) + sum(map(cost.evaluation_flops, runs)),
+    }
+    memory = part_memory(run, len(runs), placement.fixed)
+    return Part(runs, memory, flops, placement.where, placement.lm_gpus)
+
+
+def gpu_operations(parts: Sequence[Part]) -> int:
+    """Operations as GPU-hours count them: the GPUs of the language model are held meanwhile."""
+    return sum(part.operations * part.gpus for part in parts)
+
+
+def host_bytes(parts: Sequence[Part]) -> int:
     """Bytes of the host's memory beside a GPU that trains the parts of one stack, Python and torch
     left out.
     """
-    run, buffer = cut[0].runs[0], 0
-    if limits.streams(run) and "buffer" not in cut[0].memory:
-        buffer = limits.BUFFER * limits.row_bytes(run)
-    return (
-        sizes.held_out_bytes(run)
-        + buffer
-        + max(sizes.state_bytes(p.runs[0], len(p.runs)) for p in cut)
-    )
+    first = parts[0]
+    run = first.runs[0]
+    buffer = 0 if "buffer" in first.memory else buffer_bytes(run)
+    states = [cost.state_bytes(part.runs[0], len(part.runs)) for part in parts]
+    return cost.held_out_bytes(run) + buffer + max(states)

@@ -9,19 +9,14 @@ from gsae.evidence.run import Run
 # bytes; activations that take more are read from a shuffled buffer, others from a store on disk
 STORE = 10_000_000_000
 
-
 # tokens; the same on the packaged text, and where the width of the model is not known here
 STREAM_ABOVE = 10_000_000
 
-
 BUFFER = 1_000_000  # rows of that buffer, as in the paper
-
 
 PASS = 8192  # tokens of one forward pass of the language model, at most 16 blocks
 
-
 CODES = 2**26  # numbers in one matrix of latents that an evaluation makes: 0.27 GB in fp32
-
 
 # bytes; clean activations that take more are not kept for the next SAE's evaluation
 KEPT = 4_000_000_000
@@ -46,27 +41,28 @@ class Shape:
 
     def n(self, site: str) -> int:
         """Width of a site's activations."""
-        return {"attn_z": self.heads * self.d_head, "mlp_neurons": self.d_mlp}.get(site, self.d)
+        special = {"attn_z": self.heads * self.d_head, "mlp_neurons": self.d_mlp}
+        return special.get(site, self.d)
 
     @property
     def attention(self) -> int:
         """Weights of one block's query, key and value; the output matrix has `heads * d_head * d`
         more.
         """
-        return self.d * self.d_head * (self.heads + 2 * (self.kv_heads or self.heads))
+        kv_heads = self.kv_heads or self.heads
+        return self.d * self.d_head * (self.heads + 2 * kv_heads)
 
     @property
     def block(self) -> int:
         """Weights of one block."""
-        return (
-            self.attention
-            + self.heads * self.d_head * self.d
-            + (2 + self.gated_mlp) * self.d * self.d_mlp
-        )
+        output = self.heads * self.d_head * self.d
+        mlp = (2 + self.gated_mlp) * self.d * self.d_mlp
+        return self.attention + output + mlp
 
     @property
     def parameters(self) -> int:
-        return self.layers * self.block + self.d * ((2 - self.tied) * self.vocab + self.positions)
+        embeddings = (2 - self.tied) * self.vocab + self.positions
+        return self.layers * self.block + self.d * embeddings
 
     def flops(self, context: int, site: str | None = None, layer: int = 0) -> int:
         """Operations per token of a forward pass that ends at a site; without one, of the whole
@@ -74,26 +70,32 @@ class Shape:
         """
         # scores and their product with the values, not only causal ones
         mix = 4 * context * self.heads * self.d_head
+        whole_block = 2 * self.block + mix
         if site is None:
-            return self.layers * (2 * self.block + mix) + 2 * self.d * self.vocab
-        return (
-            layer * (2 * self.block + mix)
-            + 2 * (self.attention if site == "attn_z" else self.block)
-            + mix
-        )
+            return self.layers * whole_block + 2 * self.d * self.vocab
+        # attn_z comes before the output matrix and the MLP of its block
+        last_block = (2 * self.attention if site == "attn_z" else 2 * self.block) + mix
+        return layer * whole_block + last_block
 
 
-SHAPES = {  # of the models' public configs
-    "gelu-1l-mini": Shape(1, 128, 4, 32, 512, 4096, positions=128),
-    "smollm2": Shape(30, 576, 9, 64, 1536, 49_152, kv_heads=3, gated_mlp=True, tied=True),
-    "gelu-1l": Shape(1, 512, 8, 64, 2048, 48_262, positions=1024),
-    "pythia-2.8b": Shape(32, 2560, 32, 80, 10_240, 50_304),
-    "gemma-7b": Shape(28, 3072, 16, 256, 24_576, 256_000, gated_mlp=True, tied=True),
-}
+# of the models' public configs
+SHAPES = {
+    # layers, d, heads, d_head, d_mlp, vocab
+    "gelu-1l-mini": Shape( 1,  128,  4,  32,   512,   4096, positions=128),
+    "smollm2":      Shape(30,  576,  9,  64,  1536,  49152, kv_heads=3, gated_mlp=True, tied=True),
+    "gelu-1l":      Shape( 1,  512,  8,  64,  2048,  48262, positions=1024),
+    "pythia-2.8b":  Shape(32, 2560, 32,  80, 10240,  50304),
+    "gemma-7b":     Shape(28, 3072, 16, 256, 24576, 256000, gated_mlp=True, tied=True),
+}  # fmt: skip
+
+
+def model_name(lm: str) -> str:
+    """A language model's name without its revision."""
+    return lm.partition("@")[0]
 
 
 def known(lm: str) -> bool:
-    return lm.partition("@")[0] in SHAPES
+    return model_name(lm) in SHAPES
 
 
 def shape(lm: str) -> Shape:
@@ -105,7 +107,7 @@ def shape(lm: str) -> Shape:
             f"the shape of {lm!r} is not known: add it to gsae.experiments.cost.SHAPES; known are "
             f"{', '.join(SHAPES)}"
         )
-    return SHAPES[lm.partition("@")[0]]
+    return SHAPES[model_name(lm)]
 
 
 def width(run: Run) -> int:
@@ -133,7 +135,9 @@ def clean_bytes(run: Run) -> int:
     """Clean activations of one token, which let an SAE's evaluation rerun the layers above
     alone.
     """
-    return 2 * (width(run) + (0 if run.site == "resid_post" else shape(run.lm).d))
+    # the residual stream beside the site, where the site is not itself the residual stream
+    residual = 0 if run.site == "resid_post" else shape(run.lm).d
+    return 2 * (width(run) + residual)
 
 
 def keeps_splices(run: Run) -> bool:
@@ -144,10 +148,12 @@ def keeps_splices(run: Run) -> bool:
 
 
 def row_bytes(run: Run) -> int:
+    """Of one token's activations, bf16."""
     return 2 * width(run)
 
 
 def store_rows(run: Run) -> int:
     """Rows of a store: whole blocks that cover the run's tokens and one batch."""
-    per_block = run.context - (not run.keep_pos0)
-    return -(-(run.tokens + run.batch) // per_block) * per_block
+    rows_per_block = run.context - (not run.keep_pos0)
+    blocks = -(-(run.tokens + run.batch) // rows_per_block)
+    return blocks * rows_per_block

@@ -36,17 +36,16 @@ def product_dtype(device: str) -> str:
 
 def compiler() -> bool:
     """Whether `torch.compile` can work here; GSAE_COMPILE=0 turns it off."""
-    has = torch.cuda.is_available() or any(
-        map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))
-    )
-    return os.environ.get("GSAE_COMPILE", "1") != "0" and bool(has)
+    if os.environ.get("GSAE_COMPILE", "1") == "0":
+        return False
+    names = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    return torch.cuda.is_available() or any(shutil.which(name) for name in names)
 
 
 @cache
 def compiled(function: Callable) -> Callable:
-    torch._dynamo.config.recompile_limit = (
-        1000  # each site has shapes of its own; past the limit it would run eagerly
-    )
+    # each site has shapes of its own; past the limit it would run eagerly
+    torch._dynamo.config.recompile_limit = 1000
     return torch.compile(function, dynamic=False)
 
 
@@ -58,23 +57,19 @@ def gpu_memory() -> int:
 
 
 def machine() -> dict:
-    """What `plan.check` is told of the device that trains: its kind, the dtype of its products and,
-    of a GPU, bytes free and in all, its name, and whether the language model goes elsewhere.
+    """What `estimate.check` is told of the device that trains: its kind, the dtype of its products
+    and, of a GPU, bytes free and in all, its name, and whether the language model goes elsewhere.
     """
-    if not torch.cuda.is_available():
-        return {"device": "cpu", "products": product_dtype("cpu")}
+    device = training_device()
+    if device == "cpu":
+        return {"device": device, "products": product_dtype(device)}
     free, total = torch.cuda.mem_get_info()
-    apart = os.environ.get("GSAE_LM_DEVICE") not in (
-        None,
-        "",
-        "cuda",
-        f"cuda:{torch.cuda.current_device()}",
-    )
+    same_gpu = (None, "", "cuda", f"cuda:{torch.cuda.current_device()}")
     return {
-        "device": "cuda",
+        "device": device,
         "gpu_free": free,
         "gpu_memory": total,
         "card": torch.cuda.get_device_name(),
-        "apart": apart,
-        "products": product_dtype("cuda"),
+        "apart": os.environ.get("GSAE_LM_DEVICE") not in same_gpu,
+        "products": product_dtype(device),
     }

@@ -17,9 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-STEP = timedelta(
-    minutes=30
-)  # longest wait for another rank inside training: all take the same step
+# longest wait for another rank inside training: all take the same step
+STEP = timedelta(minutes=30)
 TURN = timedelta(hours=48)  # longest wait for another rank's share of the work
 
 
@@ -30,7 +29,9 @@ class RankError(RuntimeError):
 class Alone:
     """One process. What several do together is here done by itself, or nothing."""
 
-    rank, world, first, label = 0, 1, True, ""
+    rank, world = 0, 1
+    first = True  # whether it speaks, and writes, for all
+    label = ""  # of its own files
 
     def agree(self, flags: Sequence[bool]) -> list[bool]:
         """The first rank's view: files may appear between one rank's look and another's."""
@@ -71,20 +72,17 @@ class Ranks(Alone):
     def __init__(self):
         import torch.distributed as dist
 
-        self.dist, local = dist, int(os.environ.get("LOCAL_RANK", 0))
+        self.dist = dist
+        local = int(os.environ.get("LOCAL_RANK", 0))
         on_gpu = torch.cuda.is_available()
         if on_gpu:
-            if local >= torch.cuda.device_count():
-                raise RankError(
-                    f"rank {local} of this node has no GPU: it has {torch.cuda.device_count()}. "
-                    "Lower N"
-                )
-            torch.cuda.set_device(local)
+            take_gpu(local)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if on_gpu else "gloo", timeout=STEP)
             atexit.register(dist.destroy_process_group)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.first, self.label = self.rank == 0, f"-{self.rank}of{self.world}"
+        self.first = self.rank == 0
+        self.label = f"-{self.rank}of{self.world}"
         self.patient = dist.new_group(backend="gloo", timeout=TURN)  # waits of hours, on the host
         self.node = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         self.device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
@@ -114,42 +112,41 @@ class Ranks(Alone):
         if len(x) % self.world:
             raise RankError(
                 f"a batch of {len(x):,} rows cannot be shared evenly by {self.world} ranks: start "
-                "a number of them "
-                "that divides it"
+                "a number of them that divides it"
             )
         return x.chunk(self.world)[self.rank]
 
     def mean(self, grads, terms, stats):
         parts = [*grads.values(), *terms.values(), stats["l0"], stats["fired"], stats["spoiled"]]
-        flat = torch.cat([t.float().flatten() for t in parts])  # in float32: sums in bf16 lose bits
+        # one message for all of them, in float32: sums in bf16 lose bits
+        flat = torch.cat([part.float().flatten() for part in parts])
         self.dist.all_reduce(flat)
-        sums = iter(
-            [
-                p.view(t.shape)
-                for p, t in zip(flat.split([t.numel() for t in parts]), parts, strict=True)
-            ]
-        )
-        grads = {k: next(sums) / self.world for k in grads}
-        terms = {k: next(sums) / self.world for k in terms}
-        return (
-            grads,
-            terms,
-            {
-                **stats,
-                "l0": next(sums) / self.world,
-                "fired": next(sums) > 0,
-                "spoiled": next(sums) > 0,
-            },
-        )
+        pieces = flat.split([part.numel() for part in parts])
+        shaped = zip(pieces, parts, strict=True)
+        sums = iter([piece.view(part.shape) for piece, part in shaped])
+        # each takes its sum, in the order of `parts`
+        grads = {name: next(sums) / self.world for name in grads}
+        terms = {name: next(sums) / self.world for name in terms}
+        l0 = next(sums) / self.world
+        fired, spoiled = next(sums) > 0, next(sums) > 0
+        return grads, terms, {**stats, "l0": l0, "fired": fired, "spoiled": spoiled}
 
     def same(self, tensors):
-        for t in tensors:
-            self.dist.broadcast(t, 0)
+        for tensor in tensors:
+            self.dist.broadcast(tensor, 0)
 
     def any(self, flag):
         seen = torch.tensor(float(flag), device=self.device)
         self.dist.all_reduce(seen)
         return bool(seen)
+
+
+def take_gpu(local: int) -> None:
+    """Compute on the GPU of a rank of this node. Raises RankError where there is none."""
+    count = torch.cuda.device_count()
+    if local >= count:
+        raise RankError(f"rank {local} of this node has no GPU: it has {count}. Lower N")
+    torch.cuda.set_device(local)
 
 
 def start() -> Alone:
@@ -172,7 +169,8 @@ def _join() -> Ranks:
 def dealt(work: Sequence[int | float], world: int) -> list[int]:
     """The rank of each piece of work: the largest first, each to the rank with the least so far."""
     load, owner = [0.0] * world, [0] * len(work)
-    for i in sorted(range(len(work)), key=lambda i: (-work[i], i)):
+    largest_first = sorted(range(len(work)), key=lambda i: (-work[i], i))
+    for i in largest_first:
         owner[i] = load.index(min(load))
         load[owner[i]] += work[i]
     return owner

@@ -21,6 +21,26 @@ class WriteError(OSError):
     """
 
 
+# ---- Where files are
+
+
+def cache_dir() -> Path:
+    """The cache folder: GSAE_CACHE, else the platform's own."""
+    folder = Path(os.environ.get("GSAE_CACHE") or user_cache_dir("gsae")).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def lock(name: str) -> Path:
+    """The file of a lock that the processes of this cache share."""
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.lock"
+
+
+# ---- Writing
+
+
 @contextmanager
 def replacing(path: Path, *errors: type[Exception]) -> Iterator[Path]:
     """A temporary name to write to, renamed to `path` at the end: a kill at any moment leaves the
@@ -34,13 +54,12 @@ def replacing(path: Path, *errors: type[Exception]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException as error:  # a KeyboardInterrupt leaves nothing behind either
         temporary.unlink(missing_ok=True)
         if isinstance(error, (OSError, *errors)):
             raise WriteError(
                 f"cannot write {path}: {error}. What was finished before is intact: make room, or "
-                "move the cache with "
-                "GSAE_CACHE, and run the same command to go on"
+                "move the cache with GSAE_CACHE, and run the same command to go on"
             ) from error
         raise
 
@@ -51,14 +70,14 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: dict) -> None:
-    """Raises WriteError as `replacing`."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value))
+def write_json(path: Path, value: object, *, end: str = "", **layout) -> None:
+    """Write `value` as json, and `end` behind it, whole or not at all. Raises WriteError as
+    `replacing`.
 
-
-def digest(value: dict) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    `layout` is of `json.dumps`. Files that people read or that git keeps take `end="\n"`, and most
+    of them `allow_nan=False`: a number that is not finite is then a ValueError.
+    """
+    write_text(path, json.dumps(value, **layout) + end)
 
 
 def reserve(path: Path, size: int) -> None:
@@ -80,13 +99,19 @@ def reserve(path: Path, size: int) -> None:
         ) from error
 
 
+# ---- Checking
+
+
+def digest(value: dict) -> str:
+    """The first 16 hex digits of the sha256 of a value's json, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def checksums(path: Path, segment: int = SEGMENT) -> dict:
     """CRC-32 of each segment of a file, and the segments' length."""
     with open(path, "rb") as file:
-        return {
-            "segment": segment,
-            "crc32": [zlib.crc32(part) for part in iter(lambda: file.read(segment), b"")],
-        }
+        segments = iter(lambda: file.read(segment), b"")
+        return {"segment": segment, "crc32": [zlib.crc32(data) for data in segments]}
 
 
 class Checked:
@@ -98,38 +123,29 @@ class Checked:
     """
 
     def __init__(self, path: Path, sums: dict, error: type[Exception], remedy: str):
-        self.path, self.segment, self.sums = (
-            path,
-            sums.get("segment", SEGMENT),
-            sums.get("crc32", []),
-        )
-        self.left, self.error, self.remedy = set(range(len(self.sums))), error, remedy
+        self.path = path
+        self.segment = sums.get("segment", SEGMENT)
+        self.sums = sums.get("crc32", [])
+        self.left = set(range(len(self.sums)))  # segments that were not read yet
+        self.error = error
+        self.remedy = remedy
 
     def check(self, start: int, stop: int) -> None:
         """Check the segments that hold bytes `start` to `stop`; raises `error`, naming file and
         place.
         """
-        for i in range(start // self.segment, -(-stop // self.segment)):
+        first, end = start // self.segment, -(-stop // self.segment)
+        for i in range(first, end):
             if i in self.left:
-                with open(self.path, "rb") as file:
-                    file.seek(i * self.segment)
-                    if zlib.crc32(file.read(self.segment)) != self.sums[i]:
-                        raise self.error(
-                            f"{self.path} is damaged in its {self.segment:,} bytes from byte "
-                            f"{i * self.segment:,} on: "
-                            f"they differ from those written: {self.remedy}"
-                        )
+                self.check_segment(i)
                 self.left.discard(i)
 
-
-def cache_dir() -> Path:
-    """The cache folder: GSAE_CACHE, else the platform's own."""
-    folder = Path(os.environ.get("GSAE_CACHE") or user_cache_dir("gsae")).expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def lock(name: str) -> Path:
-    folder = cache_dir() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}.lock"
+    def check_segment(self, i: int) -> None:
+        with open(self.path, "rb") as file:
+            file.seek(i * self.segment)
+            data = file.read(self.segment)
+        if zlib.crc32(data) != self.sums[i]:
+            raise self.error(
+                f"{self.path} is damaged in its {self.segment:,} bytes from byte "
+                f"{i * self.segment:,} on: they differ from those written: {self.remedy}"
+            )

@@ -2,7 +2,7 @@
 client's own: HF_TOKEN, or what `hf auth login` kept; no call here or elsewhere overrides it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,48 +43,63 @@ def why(error: BaseException, repo: str, kind: str = "model", revision: str | No
     "dataset".
     """
     causes = list(chain(error))
-    first = lambda *types: next((e for e in causes if isinstance(e, types)), None)
+    return (
+        refusal(causes, repo, kind)
+        or missing_connection(causes, repo, kind, revision)
+        or str(error)
+    )
+
+
+def first(causes: Sequence[BaseException], *types: type[BaseException]) -> BaseException | None:
+    return next((cause for cause in causes if isinstance(cause, types)), None)
+
+
+def refusal(causes: Sequence[BaseException], repo: str, kind: str) -> str | None:
+    """Why the hub did not give what it was asked for; None where it did not refuse."""
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
     login = "log in with `hf auth login`, or set HF_TOKEN"
-    if first(errors.GatedRepoError):
+    if first(causes, errors.GatedRepoError):
         token = "use a token of an account that has" if get_token() else f"then {login}"
         return f"{repo} is gated: accept its licence at {page}, {token}"
-    if first(errors.RevisionNotFoundError):
+    if first(causes, errors.RevisionNotFoundError):
         return f"{repo} has no such revision: those it has are listed at {page}/tree/main"
-    if first(errors.RepositoryNotFoundError):
+    if first(causes, errors.RepositoryNotFoundError):
         token = "the token in use may not see it" if get_token() else login
         return (
             f"the hub has no {kind} {repo} that you may read: check the name at {page}; if it "
             f"is private, {token}"
         )
-    if first(errors.LocalTokenNotFoundError):
+    if first(causes, errors.LocalTokenNotFoundError):
         return f"no token was found, and {repo} needs one: {login}"
-    if (refused := first(errors.HfHubHTTPError)) and refused.response.status_code in (401, 403):
-        token = (
-            "the token in use does not permit this: take one with write access"
-            if get_token()
-            else login
-        )
-        return f"the hub refused ({refused.response.status_code}); {token}"
-    if constants.HF_HUB_OFFLINE and first(errors.LocalEntryNotFoundError, ConnectionError):
-        option = (" --repo-type dataset" if kind == "dataset" else "") + (
-            f" --revision {revision}" if revision else ""
-        )
+    answer = first(causes, errors.HfHubHTTPError)
+    if answer is not None and answer.response.status_code in (401, 403):
+        weak = "the token in use does not permit this: take one with write access"
+        token = weak if get_token() else login
+        return f"the hub refused ({answer.response.status_code}); {token}"
+    return None
+
+
+def missing_connection(
+    causes: Sequence[BaseException], repo: str, kind: str, revision: str | None
+) -> str | None:
+    """Why the hub was not asked, or did not answer; None where it did."""
+    if constants.HF_HUB_OFFLINE and first(causes, errors.LocalEntryNotFoundError, ConnectionError):
+        options = " --repo-type dataset" if kind == "dataset" else ""
+        options += f" --revision {revision}" if revision else ""
         return (
             f"offline mode is on (HF_HUB_OFFLINE) and {repo} is not in {constants.HF_HUB_CACHE}: "
-            "unset HF_HUB_OFFLINE, "
-            f"or run `hf download{option} {repo}` where there is a network and bring that folder "
-            "along"
+            f"unset HF_HUB_OFFLINE, or run `hf download{options} {repo}` where there is a network "
+            "and bring that folder along"
         )
-    network = any(
-        type(e).__module__.split(".")[0] in ("httpx", "httpx2", "requests") for e in causes
-    )
-    if network or first(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError):
+    libraries = {type(cause).__module__.split(".")[0] for cause in causes}
+    by_a_client = bool(libraries & {"httpx", "httpx2", "requests"})
+    unreachable = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    if by_a_client or first(causes, *unreachable):
         return (
             f"the hub at {constants.ENDPOINT} could not be reached: check the network and the "
             "proxy, then try again"
         )
-    return str(error)
+    return None
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 when read.
 """
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,24 +30,18 @@ def write(path: Path, tensors: dict[str, Tensor], state: dict) -> None:
         with torch.no_grad():
             digest = checksum(tensors, state)
         header = {"gsae": json.dumps({**state, "sum": digest})}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, header)
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, header)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and state of a file. Raises CheckpointError, naming the file, where it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})["gsae"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(
-            f"cannot read {path}: {error}. Delete the file; it will be made again"
-        ) from error
-    digest = state.pop("sum", None)
-    if digest not in (
-        checksum(tensors, state),
-        checksum(tensors),
-    ):  # older files: of the tensors alone
+    with opened(path) as file:
+        state = header_of(file)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    written = state.pop("sum", None)
+    # older files have a checksum of the tensors alone
+    if written not in (checksum(tensors, state), checksum(tensors)):
         raise CheckpointError(
             f"{path} is damaged: its bytes differ from those written. Delete the file; it will be "
             "made again"
@@ -54,23 +51,31 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 def state(path: Path) -> dict:
     """The json state of a file, without its tensors. Raises CheckpointError as `read`."""
+    with opened(path) as file:
+        return header_of(file)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    """A safetensors file. Raises CheckpointError, naming it, where it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})["gsae"])
+            yield file
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(
             f"cannot read {path}: {error}. Delete the file; it will be made again"
         ) from error
 
 
+def header_of(file: safe_open) -> dict:
+    return json.loads((file.metadata() or {})["gsae"])
+
+
 def checksum(tensors: dict[str, Tensor], state: dict | None = None) -> str:
     """A digest of names and bytes, and of the json state, so that a flipped bit is noticed."""
-    import hashlib
-
     digest = hashlib.sha256(b"" if state is None else json.dumps(state, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(
-            tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        )
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()

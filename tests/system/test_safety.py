@@ -30,7 +30,7 @@ from gsae.lm import store as activations
 from gsae.system import devices
 from gsae.system import files as disk
 from gsae.system import tensors as tensors_module
-from gsae.training import divergence, resampling
+from gsae.training import divergence, resampling, stack
 from gsae.training import loop as loop_module
 from gsae.training.stack import Stack
 
