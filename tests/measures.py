@@ -53,9 +53,13 @@ def nested_comprehensions(path: Path) -> list[str]:
 
 
 def inner_walruses(path: Path) -> list[str]:
-    """Assignments inside an expression, but where they are the whole condition of an `if` or a `while`."""
-    plain = {node.test for node in nodes(path, ast.If, ast.While)}
-    return [place(path, node) for node in nodes(path, ast.NamedExpr) if node not in plain]
+    """Assignments inside an expression, but where they are the whole condition of an `if` or a
+    `while`.
+    """
+    tree = ast.parse(path.read_text())
+    conditions = {n.test for n in ast.walk(tree) if isinstance(n, ast.If | ast.While)}
+    inside = [n for n in ast.walk(tree) if isinstance(n, ast.NamedExpr) and n not in conditions]
+    return [place(path, node) for node in inside]
 
 
 def long_lines(path: Path) -> list[str]:

@@ -18,8 +18,8 @@ makes the element-wise parts ten times as fast on CPUs:
 
 Products are in bfloat16 where asked, everything else in float32; `torch.compile` fuses the
 element-wise parts between products. One SAE and a stack share the code, which is written for any
-leading dimensions of the parameters, and so do two ways to multiply: `Dense`, and
-`gsae.training.sparse_products.Open` where few latents are on.
+leading dimensions of the parameters, and so do two ways to multiply: `dense_products.Dense`, and
+`sparse_products.Open` where few latents are on.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Gradients = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
+from gsae.training.dense_products import Dense, column
 
-
-def column(b: Tensor) -> Tensor:
-    return b.unsqueeze(-1)
+Tensors = dict[str, Tensor]
+Gradients = tuple[Tensors, Tensors, Tensors]  # by parameter, then loss terms, then statistics
 
 
 def gated_codes(pre, pre_mag, b_gate, r_mag, b_mag, magnitude_l1, dtype):
@@ -96,40 +95,6 @@ def errors(decoded, b_dec, x, dtype):
     return (error * factor).to(dtype), error.sum(-2) * factor, error.square().sum(-1)
 
 
-class Dense:
-    """The products of a step and its element-wise parts, over every latent of every sample.
-
-    `pick`, `spread` and `sums` are what `gsae.training.sparse_products.Open` does otherwise.
-    """
-
-    def __init__(self, fuse: Callable):
-        self.fuse = fuse
-
-    def pick(self, pre: Tensor) -> Tensor:
-        return pre
-
-    def spread(self, *vectors: Tensor) -> tuple[Tensor, ...]:  # of (M,), to where `pre` is
-        return vectors
-
-    def sums(self, *vectors: Tensor) -> tuple[Tensor, ...]:  # back to (M,)
-        return vectors
-
-    def encode(self, W: Tensor, u: Tensor) -> Tensor:
-        return W.mT @ u.mT
-
-    def decode(self, f: Tensor, W_dec: Tensor) -> Tensor:
-        return f.mT @ W_dec
-
-    def back(self, W_dec: Tensor, error: Tensor) -> Tensor:
-        return W_dec @ error.mT
-
-    def to_decoder(self, f: Tensor, error: Tensor) -> Tensor:  # the gradient at W_dec
-        return f @ error
-
-    def to_encoder(self, u: Tensor, grad_pre: Tensor) -> Tensor:  # the gradient at W_gate, W_enc
-        return u.mT @ grad_pre.mT
-
-
 def closed_form(
     arch: str,
     fuse: Callable = lambda part: part,
@@ -176,9 +141,7 @@ class Gated:
         self.aux_trains_W_dec = auxiliary and freeze in ("none", "b_dec")
         self.aux_trains_b_dec = auxiliary and freeze in ("none", "W_dec")
 
-    def __call__(
-        self, w: dict[str, Tensor], x: Tensor, lam: Tensor, dtype: torch.dtype
-    ) -> Gradients:
+    def __call__(self, w: Tensors, x: Tensor, lam: Tensor, dtype: torch.dtype) -> Gradients:
         batch, b_dec = x.shape[0], w["b_dec"]
         W_gate, W_dec = w["W_gate"].to(dtype), w["W_dec"].to(dtype)
         r_mag = w["r_mag"] if self.tie == "r_mag" else torch.zeros_like(w["b_mag"])
@@ -194,20 +157,15 @@ class Gated:
         codes = way.fuse(gated_codes)(pre, pre_mag, *vectors, self.magnitude_l1, dtype)
         f, relu_gate, penalised, on = codes
 
-        # Product 2, decode f: the reconstruction term, and with the penalty the sparsity term.
+        # Product 2, decode f: the first two terms of Eq. 8.
         error, grad_b_dec, squared = self.errors(way.decode(f, W_dec), b_dec, x, dtype)
-        sparsity = penalised.sum(-1) / batch
-        terms = {
-            "reconstruction": squared.mean(-1),
-            "sparsity": lam.reshape(sparsity.shape) * sparsity,
-        }
+        terms = two_terms(squared, penalised, lam)
 
         # Products 3 and 4: decode relu_gate, the auxiliary term, and bring its error back.
         error_aux = back_aux = aux_at_b_dec = None
         if self.auxiliary:
-            decoded = way.decode(relu_gate, W_dec)
-            error_aux, aux_at_b_dec, squared_aux = self.errors(decoded, b_dec, x, dtype)
-            del decoded
+            auxiliary = self.errors(way.decode(relu_gate, W_dec), b_dec, x, dtype)
+            error_aux, aux_at_b_dec, squared_aux = auxiliary
             terms["auxiliary"] = squared_aux.mean(-1)
             back_aux = way.back(W_dec, error_aux)
 
@@ -234,7 +192,7 @@ class Gated:
             self.centre(grads, w, r_mag)
         return grads, terms, statistics(on, batch, squared)
 
-    def centre(self, grads: dict[str, Tensor], w: dict[str, Tensor], r_mag: Tensor) -> None:
+    def centre(self, grads: Tensors, w: Tensors, r_mag: Tensor) -> None:
         """b_dec also centres what the encoder reads (Eq. 6): it feels, with the other sign, all
         that reaches the pre-activations. One product with a vector, not counted above.
         """
@@ -252,9 +210,7 @@ class Baseline:
     def __init__(self, fuse: Callable, choose: Callable):
         self.errors, self.choose = fuse(errors), choose
 
-    def __call__(
-        self, w: dict[str, Tensor], x: Tensor, lam: Tensor, dtype: torch.dtype
-    ) -> Gradients:
+    def __call__(self, w: Tensors, x: Tensor, lam: Tensor, dtype: torch.dtype) -> Gradients:
         batch, b_dec = x.shape[0], w["b_dec"]
         W_enc, W_dec = w["W_enc"].to(dtype), w["W_dec"].to(dtype)
 
@@ -268,11 +224,7 @@ class Baseline:
 
         # Product 2, decode: both terms of Eq. 4.
         error, grad_b_dec, squared = self.errors(way.decode(f, W_dec), b_dec, x, dtype)
-        sparsity = f_sum.sum(-1) / batch
-        terms = {
-            "reconstruction": squared.mean(-1),
-            "sparsity": lam.reshape(sparsity.shape) * sparsity,
-        }
+        terms = two_terms(squared, f_sum, lam)
 
         # Product 3, the error back.
         grad_pre, grad_b_enc = way.fuse(baseline_back)(
@@ -290,10 +242,21 @@ class Baseline:
         return grads, terms, statistics(on, batch, squared)
 
 
+def two_terms(squared: Tensor, penalised: Tensor, lam: Tensor) -> Tensors:
+    """Reconstruction and sparsity, means over the batch (Eqs 4, 8), from the squared errors by
+    sample and the penalised sums by latent.
+    """
+    sparsity = penalised.sum(-1) / squared.shape[-1]
+    return {
+        "reconstruction": squared.mean(-1),
+        "sparsity": lam.reshape(sparsity.shape) * sparsity,
+    }
+
+
 def through(W: Tensor, grad_pre_sum: Tensor) -> Tensor:
     """What a gradient at the pre-activations, summed over the batch, is at their input."""
     return (W @ column(grad_pre_sum)).squeeze(-1)
 
 
-def statistics(on: Tensor, batch: int, squared: Tensor) -> dict[str, Tensor]:
+def statistics(on: Tensor, batch: int, squared: Tensor) -> Tensors:
     return {"fired": on > 0, "l0": on.sum(-1) / batch, "error": squared}

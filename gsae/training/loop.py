@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsae.saes import ARCHITECTURES, SAE
-from gsae.system.devices import product_dtype
+from gsae.system.devices import product_dtype, training_device
 from gsae.system.stopping import stop_flag
 from gsae.training.reader import Batches, Reader
 from gsae.training.schedule import Plan
@@ -49,11 +49,8 @@ def fit(
     if checkpoint:
         stack.resume(checkpoint)
     log_every, saved = math.ceil(plan.steps / CURVE_ROWS), time.monotonic()
-    with (
-        Reader(batches, plan) as reader,
-        stop_flag() as stopped,
-        progress_bar(stack, bar) as progress,
-    ):
+    progress = progress_bar(stack, bar)
+    with Reader(batches, plan) as reader, stop_flag() as stopped, progress:
         while stack.step < plan.steps:
             step = stack.step
             if step in plan.events:
@@ -66,9 +63,7 @@ def fit(
                 dead = stack.log(step, terms)
                 progress.set_postfix(l0=f"{terms['l0'].mean():.0f}", dead=f"{dead.mean():.0%}")
             progress.update()
-            # Ranks on GPUs agree now and then only: it is a wait for the device.
-            asks = ranks.world == 1 or plan.device == "cpu" or step % STOP_EVERY == 0
-            if asks and ranks.any(stopped.is_set()):
+            if asks_ranks(stack, step) and ranks.any(stopped.is_set()):
                 save(stack, checkpoint)
                 raise KeyboardInterrupt(stopped_at(stack, checkpoint))
             if checkpoint and time.monotonic() - saved > every:
@@ -76,6 +71,12 @@ def fit(
                 saved = time.monotonic()
         save(stack, checkpoint)
     return [stack.sae(k) for k in range(len(plan.lams))]
+
+
+def asks_ranks(stack: Stack, step: int) -> bool:
+    """Whether the ranks agree at this step to go on. On GPUs it is a wait for the device."""
+    alone_or_cpu = stack.ranks.world == 1 or stack.plan.device == "cpu"
+    return alone_or_cpu or step % STOP_EVERY == 0
 
 
 def progress_bar(stack: Stack, shown: bool | None) -> tqdm:
@@ -132,6 +133,38 @@ def train(
         ValueError: when `x` is not a matrix with at least one batch of rows, or `arch` is unknown.
         Diverged: on a NaN or an infinity.
     """
+    check_arguments(x, arch, batch)
+    lams = (lam,) if isinstance(lam, int | float) else tuple(lam)
+    scale = float(x.double().square().sum(-1).mean().rsqrt())
+    per_epoch, n = len(x) // batch, x.shape[1]
+    device = device or training_device()
+    plan = Plan(
+        arch, n, M or 4 * n, lams, math.ceil(epochs * per_epoch), batch, lr, seed,
+        tuple(sorted(switches.items())), resample=resample,
+        device=device, dtype=product_dtype(device),
+    )  # fmt: skip
+    batches = shuffled(x, scale, batch, seed)
+    saes = [sae.to(x.device) for sae in fit(Stack(plan), batches, bar=bar)]  # for use on x at once
+    for sae in saes:
+        sae.about = {"scale": scale}
+    return saes[0] if isinstance(lam, int | float) else saes
+
+
+def shuffled(x: Tensor, scale: float, batch: int, seed: int) -> Batches:
+    """Scaled batches of the rows of `x`, each epoch in another random order."""
+    per_epoch = len(x) // batch
+
+    def batches(step: int) -> Tensor:
+        epoch, place = divmod(step, per_epoch)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        rows = torch.randperm(len(x), generator=generator)[place * batch :][:batch]
+        return x[rows.to(x.device)].float() * scale
+
+    return batches
+
+
+def check_arguments(x: Tensor, arch: str, batch: int) -> None:
+    """Raises ValueError as `train` does."""
     if x.dim() != 2 or len(x) < batch:
         raise ValueError(
             f"x must be (tokens, n) with at least one batch of {batch} rows, got {tuple(x.shape)}; "
@@ -140,23 +173,3 @@ def train(
     if arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"unknown architecture {arch!r}: expected one of {known}")
-    lams = (lam,) if isinstance(lam, int | float) else tuple(lam)
-    scale = float(x.double().square().sum(-1).mean().rsqrt())
-    per_epoch, n = len(x) // batch, x.shape[1]
-
-    def batches(step: int) -> Tensor:
-        epoch, place = divmod(step, per_epoch)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        rows = torch.randperm(len(x), generator=generator)[place * batch :][:batch]
-        return x[rows.to(x.device)].float() * scale
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    plan = Plan(
-        arch, n, M or 4 * n, lams, math.ceil(epochs * per_epoch), batch, lr, seed,
-        tuple(sorted(switches.items())), resample=resample,
-        device=device, dtype=product_dtype(device),
-    )  # fmt: skip
-    saes = [sae.to(x.device) for sae in fit(Stack(plan), batches, bar=bar)]  # for use on x at once
-    for sae in saes:
-        sae.about = {"scale": scale}
-    return saes[0] if isinstance(lam, int | float) else saes

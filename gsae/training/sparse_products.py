@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from gsae.training.closed_form import Dense, column
+from gsae.training.dense_products import Dense, column
 
 LEAST_M = 1024  # narrower SAEs are always dense
 SHARE = {

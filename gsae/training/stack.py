@@ -67,7 +67,7 @@ class Stack:
         gradients = gradient_form(plan.arch, plan.switches, plan.n, plan.M, self.fast, self.sparse)
         lam_share = plan.lam_share(self.step)
         self.age += 1
-        rows = []
+        values: dict[str, list[Tensor]] = {}  # of each term, one an SAE
         for k in range(len(plan.lams)):  # one at a time: the matrices of one fill the caches
             w = {name: parameter[k] for name, parameter in self.w.items()}
             grads, terms, stats = gradients(w, x, self.lam[k] * lam_share, dtype)
@@ -77,9 +77,10 @@ class Stack:
                 self.spoiled = stats["spoiled"]
             self.update(k, w, grads)
             self.silent[k] = torch.where(stats["fired"], 0, self.silent[k] + 1)
-            rows.append({**terms, "l0": stats["l0"]})
+            for name, value in {**terms, "l0": stats["l0"]}.items():
+                values.setdefault(name, []).append(value)
         self.step += 1
-        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        return {name: torch.stack(of_each) for name, of_each in values.items()}
 
     def update(self, k: int, w: dict[str, Tensor], grads: dict[str, Tensor]) -> None:
         """Adam's step of the k-th SAE, in place; the dictionary's is one on the unit sphere."""

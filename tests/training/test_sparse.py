@@ -10,7 +10,8 @@ from test_training import ARMS, LAMS, M, assert_same, assert_trains_as_plainly, 
 from gsae.saes import ARCHITECTURES
 from gsae.system import devices, tensors
 from gsae.training import loop, sparse_products
-from gsae.training.closed_form import Dense, closed_form
+from gsae.training.closed_form import closed_form
+from gsae.training.dense_products import Dense
 from gsae.training.gradients import autograd_form, gradient_form
 from gsae.training.stack import Stack
 
