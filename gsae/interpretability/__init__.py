@@ -1,5 +1,4 @@
-"""Interpretability (section 4.3): dashboards of latents, the blinded rating page and its
-statistics, automated scores.
+"""Section 4.3: dashboards of latents, blinded ratings and their statistics, automated scores.
 
 `latents.collect` reads text once and keeps what is shown of each latent as plain data; `dashboards`
 turns it into HTML; `automated_scores` computes scores, which are not in the paper. `matched_pairs`
