@@ -66,7 +66,7 @@ def wanted(kind: str, runs: pd.DataFrame, experiment: str, at: str) -> list[dict
 
 
 def missing(kind: str, of: Iterable[dict], at: str) -> list[dict]:
-    return [one for one in of if result_files.find(kind, one, at) is None]
+    return [one for one in of if result_files.find_result(kind, one, at) is None]
 
 
 def table(kind: str, experiment: str, scale: str | None = None) -> pd.DataFrame:
@@ -83,7 +83,7 @@ def table(kind: str, experiment: str, scale: str | None = None) -> pd.DataFrame:
     runs = records.load(experiment, at)
     rows = pd.DataFrame(of := wanted(kind, runs, experiment, at))
     rows["id"] = [result_files.result_id(kind, one, result_files.recipe(kind)) for one in of]
-    found = result_files.load(kind, at)
+    found = result_files.load_results(kind, at)
     found = found[["id", *(c for c in found if c not in rows)]]
     rows = rows.merge(found, "left", on="id").merge(
         runs, "left", left_on="run", right_on="id", suffixes=("", "_run"), validate="many_to_one"

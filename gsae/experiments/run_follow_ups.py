@@ -157,7 +157,7 @@ def controls(
         for of in plan(row, increases, steps)
         if of["control"] in set(only)
     ]
-    todo = [(row, of) for row, of in todo if result_files.find(CONTROLS, of, at) is None]
+    todo = [(row, of) for row, of in todo if result_files.find_result(CONTROLS, of, at) is None]
     for row, of in tqdm(todo, desc=f"controls, {site.run.site} {site.run.layer}", disable=None):
         began = time.monotonic()
         sae = weights(row)
@@ -174,7 +174,7 @@ def controls(
             at,
             force,
         )
-    return result_files.load(CONTROLS, at)
+    return result_files.load_results(CONTROLS, at)
 
 
 def pursuits(
@@ -212,7 +212,7 @@ def pursuits(
         for s, (values, sums) in found.items():
             seconds = (time.monotonic() - began) / len(found)
             write(ITO, pursuit(row.id, s, tokens), values, sums, row, sae, seconds, at, force)
-    return result_files.load(ITO, at)
+    return result_files.load_results(ITO, at)
 
 
 def run(

@@ -113,7 +113,7 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
     are missing.
 
     With GSAE_TRAIN=never nothing is computed. Returns one row a result: settings, the values of
-    `recovery`, the columns of gsae.evidence.result_files.load, and `scale`.
+    `recovery`, the columns of gsae.evidence.result_files.load_results, and `scale`.
 
     Raises:
         EvidenceError: where results of a scale other than smoke could not be traced to a commit;
@@ -121,7 +121,7 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
     """
     at = sweeps.scale(scale)
     wanted = grid(at)
-    missing = [s for s in wanted if result_files.find(EXPERIMENT, s, at) is None]
+    missing = [s for s in wanted if result_files.find_result(EXPERIMENT, s, at) is None]
     print(
         f"{EXPERIMENT} at scale {at}: {len(wanted) - len(missing)} of {len(wanted)} results on "
         "record",
@@ -149,4 +149,4 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
                     at,
                     force=force,
                 )
-    return result_files.load(EXPERIMENT, at).assign(scale=at)
+    return result_files.load_results(EXPERIMENT, at).assign(scale=at)

@@ -213,7 +213,7 @@ def collect_one(
         print(latent_files.save(latent_files.slim(found), apart), file=sys.stderr)
     for name in score_tables.CONTROLS:
         todo = [score_tables.settings(sae.run, name, s, at) for s in score_tables.wanted_scores(at)]
-        todo = [of for of in todo if result_files.find(score_tables.SCORES, of, at) is None]
+        todo = [of for of in todo if result_files.find_result(score_tables.SCORES, of, at) is None]
         if todo:
             found = (
                 drawn
@@ -242,7 +242,7 @@ def incomplete(sae: matched_pairs.SAE, at: str) -> bool:
     return (
         not rated
         or (not apart and files.weights(sae.run).exists())
-        or any(result_files.find(score_tables.SCORES, of, at) is None for of in named)
+        or any(result_files.find_result(score_tables.SCORES, of, at) is None for of in named)
     )
 
 

@@ -106,7 +106,7 @@ def table(scale: str | None = None) -> pd.DataFrame:
         row["id"] = result_files.result_id(SCORES, named, result_files.recipe(SCORES))
     columns = ["arm", "lm", "site", "layer", "l0", *settings("", "", "", at), "id"]
     rows = pd.DataFrame(rows, columns=columns).astype({"id": object})
-    found = result_files.load(SCORES, at).astype({"id": object})
+    found = result_files.load_results(SCORES, at).astype({"id": object})
     found = found[["id", *(c for c in found if c not in rows)]]
     rows = rows.merge(found, "left", on="id")
     rows["status"] = rows["status"].fillna("missing").astype(str)

@@ -86,9 +86,10 @@ def test_an_installation_without_a_repository_names_the_commit_that_pip_installe
 ):
     monkeypatch.delenv("GSAE_EVIDENCE")
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path / "drive"))
-    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)  # as on Colab: site-packages
+    for module in (provenance, run_files):
+        monkeypatch.setattr(module, "CHECKOUT", tmp_path)  # as on Colab: site-packages
     monkeypatch.setattr(
-        run_files,
+        provenance,
         "distribution",
         lambda name: SimpleNamespace(read_text=lambda f: json.dumps(origin)),
     )
