@@ -10,6 +10,7 @@ import pandas as pd
 from gsae.evidence import arms
 from gsae.evidence.verdict import (
     NOT_TESTED,
+    Bounds,
     Estimate,
     Verdict,
     all_inside,
@@ -27,7 +28,7 @@ FEW_DEAD = 0.01  # share of dead latents below which resampling has nothing to d
 FEWER_DEAD = 0.005  # what it has to save of them: of single runs, less is chance
 
 
-def compared(runs: pd.DataFrame, bounds: Mapping[str, tuple[float, float]]) -> Verdict:
+def compared(runs: pd.DataFrame, bounds: Mapping[str, Bounds]) -> Verdict:
     """Arms of Fig. 8 against the gated SAE: `bounds` maps an arm to those of its delta CE over the
     gated SAE's at equal L0.
     """

@@ -19,7 +19,7 @@ from gsae.experiments import follow_ups, records, sweeps
 from gsae.system.about import REPO
 
 PAPER = run.Run()
-COLUMNS = (
+FIELDS = (
     "id",
     "json",
     "status",
@@ -162,7 +162,7 @@ def cells(row: pd.Series, local: str) -> dict[str, str]:
     """
     provenance = row.get("provenance")
     provenance = provenance if isinstance(provenance, dict) else {}
-    out = {name: plain(row.get(name)) for name in COLUMNS} | {"arm": arm(row)}
+    out = {name: plain(row.get(name)) for name in FIELDS} | {"arm": arm(row)}
     if isinstance(row.get("file"), str):
         place = f"{row['scale']}/{row['file']}"
         out["id"] = link(out["id"], f"{REPO}/blob/main/book/evidence/{place}")
@@ -187,7 +187,7 @@ def table(df: pd.DataFrame, local: str) -> str:
     """The rows of `files` as HTML; what all have in common is said once, above. `local` leads to
     the book's copies.
     """
-    shown = pd.DataFrame([cells(row, local) for _, row in df.iterrows()], columns=COLUMNS)
+    shown = pd.DataFrame([cells(row, local) for _, row in df.iterrows()], columns=FIELDS)
     shown = shown[[c for c in shown if shown[c].any()]].rename(columns=NAMES)
     common = []
     if len(shown) > 1:

@@ -112,7 +112,7 @@ def from_pilot(runs: pd.DataFrame) -> bool:
     """Whether all runs there are were trained by `gsae run pilot`."""
     if not len(runs) or "file" not in runs:
         return False
-    return runs["file"].astype(str).str.startswith("pilot/").all()
+    return bool(runs["file"].astype(str).str.startswith("pilot/").all())
 
 
 def all_of(cells: Mapping[str, Verdict], runs: pd.DataFrame) -> Verdict:

@@ -16,6 +16,7 @@ import pandas as pd
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
 NOT_TESTED, NOT_RUN = "not tested", "not yet run"
 Truth = bool | np.bool_
+Bounds = tuple[float | int, float | int]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Estimate:
         """Whether there is a number: frontiers without a shared range have none."""
         return bool(np.isfinite(self.value))
 
-    def inside(self, low: float, high: float) -> tuple[bool, bool, bool]:
+    def inside(self, low: float | int, high: float | int) -> tuple[bool, bool, bool]:
         """Whether the number, its interval over text and its interval over seeds lie between two
         bounds. Not where they are NaN.
         """
@@ -156,7 +157,7 @@ class Verdict:
     finding: str = ""
     short: str = ""
     numbers: Mapping[str, Any] = field(default_factory=dict)
-    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
     details: tuple[str, ...] = ()
     cells: Mapping[str, "Verdict"] = field(default_factory=dict)
     basis: Basis | None = None
@@ -201,7 +202,7 @@ def graded(estimates: Truth, text: Truth, seeds: Truth) -> str:
     return REPRODUCED if text and seeds else PARTLY
 
 
-def all_inside(numbers: Mapping[str, Estimate], bounds: Mapping[str, tuple[float, float]]) -> str:
+def all_inside(numbers: Mapping[str, Estimate], bounds: Mapping[str, Bounds]) -> str:
     """The verdict where every number that has bounds has to lie between them."""
     passed = [numbers[name].inside(*limits) for name, limits in bounds.items()]
     estimates, text, seeds = (all(column) for column in zip(*passed, strict=True))
