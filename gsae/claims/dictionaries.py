@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats as distributions
 
 from gsae.claims.pareto import by_arch
 from gsae.evidence import frontiers, intervals, result_files, run
@@ -158,9 +157,7 @@ class OverSeeds(Estimate):
 
 def over_seeds(values: pd.Series) -> OverSeeds:
     """The mean of one value a seed, with its interval."""
-    low = high = np.nan
-    if len(values) > 1:
-        low, high = distributions.t.interval(0.95, len(values) - 1, values.mean(), values.sem())
+    low, high = intervals.over_seeds(values, level=0.95)
     return OverSeeds(values.mean(), low, high, low, high, seeds=len(values))
 
 
