@@ -288,22 +288,25 @@ def test_dead_latents_are_counted_at_the_side():
 
 def test_a_line_a_series_with_the_setting_that_varies_and_shades_by_lambda():
     both = pd.concat([sweep(missing=False), sweep(missing=False, freeze="none")], ignore_index=True)
-    assert [line.label for line in sweep_figures.lines(both)] == [
+    assert [line.label for line in sweep_figures.sweep_lines(both)] == [
         "gated", "baseline, 1.5x as wide", "unfrozen decoder"
     ]  # fmt: skip
     alone = both[both["arch"] == "baseline"]
-    assert [line.label for line in sweep_figures.lines(alone)] == ["baseline, same width"]
+    assert [line.label for line in sweep_figures.sweep_lines(alone)] == ["baseline, same width"]
     rates = pd.DataFrame(
         [finished(Run(lr=lr, lam=lam)) for lr in (1e-3, 3e-4) for lam in (0.1, 0.2)]
     )
-    found = sweep_figures.lines(rates)
+    found = sweep_figures.sweep_lines(rates)
     assert [line.label for line in found] == ["gated, lr 0.001", "gated, lr 0.0003"]
     assert len({line.dash for line in found}) == 2 and len({line.colour for line in found}) == 1
     widths = pd.DataFrame([finished(Run(M=m, lam=lam)) for m in (14, 28) for lam in (0.1, 0.2)])
-    assert [line.label for line in sweep_figures.lines(widths)] == ["gated, M 14", "gated, M 28"]
+    assert [line.label for line in sweep_figures.sweep_lines(widths)] == [
+        "gated, M 14",
+        "gated, M 28",
+    ]
     strengths = [
         strength
-        for _, strength in sweep_figures.shaded(sweep_figures.lines(sweep(missing=False))[0])
+        for _, strength in sweep_figures.shaded(sweep_figures.sweep_lines(sweep(missing=False))[0])
     ]
     assert strengths == sorted(strengths) and strengths[0] < strengths[-1] == 1
 
