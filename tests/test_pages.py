@@ -102,7 +102,7 @@ def test_every_verdict_of_the_first_page_leads_to_its_evidence():
     )
 
 
-@pytest.mark.parametrize("name", evidence_page.sweeps("cpu"))
+@pytest.mark.parametrize("name", evidence_page.with_pages("cpu"))
 def test_every_sweep_has_a_page_with_its_figures_and_its_runs(name):
     found = page(f"book/sweeps/{name}.html").found
     cells = evidence_page.sweep(name, "cpu")

@@ -41,7 +41,7 @@ class Evidence(Page):
 
         return [
             self.section(anchor, *of)
-            for anchor, of in evidence_page.claims(SCALE, self.prefix()).items()
+            for anchor, of in evidence_page.sections(SCALE, self.prefix()).items()
         ]
 
 
@@ -101,10 +101,10 @@ def write_pages(app, config):
     folder = Path(app.srcdir) / "book" / "sweeps"
     folder.mkdir(exist_ok=True)
     for old in set(folder.glob("*.md")) - {
-        folder / f"{name}.md" for name in evidence_page.sweeps(SCALE)
+        folder / f"{name}.md" for name in evidence_page.with_pages(SCALE)
     }:
         old.unlink()
-    for name in evidence_page.sweeps(SCALE):
+    for name in evidence_page.with_pages(SCALE):
         about = " ".join(sweeps.EXPERIMENTS[name].__doc__.split())
         (folder / f"{name}.md").write_text(
             f"# {name.replace('_', ' ')}\n\n{about}\n\n```{{sweep}} {name}\n```\n"

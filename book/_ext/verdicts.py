@@ -13,11 +13,12 @@ class Verdicts(SphinxDirective):
     required_arguments = 1
 
     def run(self):
-        from gsae.claims import claims
+        from gsae import claims
 
         text = claims.markdown(self.arguments[0], prefix=self.prefix())
         container = nodes.container(classes=["verdicts"])
-        self.state.nested_parse(StringList(text.splitlines(), "gsae.claims.claims"), 0, container)
+        lines = StringList(text.splitlines(), "gsae.claims.verdict_tables")
+        self.state.nested_parse(lines, 0, container)
         return [container]
 
     def prefix(self) -> str:

@@ -1,57 +1,58 @@
-"""Judges of why it works: ablations, repairs, dictionaries and resampling. No torch."""
+"""Fig. 8, Section 3.2 and Appendix D: what each part of the method is worth, and resampling. No
+torch.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from gsae.evidence import arms as arms_module
+from gsae.evidence import arms
 from gsae.evidence.verdict import (
-    LINE,
     NOT_TESTED,
+    Bounds,
+    Estimate,
     Verdict,
+    all_inside,
     count,
     graded,
-    inside,
-    interval,
+    listed,
+    not_run,
     stated,
-    together,
     unfinished,
 )
 from gsae.experiments import tables
 
-CLEARLY, HALF = 1.05, 0.5  # of delta CE at equal L0; of a gap, of the targets
+CLEARLY = 1.05  # a ratio of delta CE at equal L0, from which arms differ
 FEW_DEAD = 0.01  # share of dead latents below which resampling has nothing to do
 FEWER_DEAD = 0.005  # what it has to save of them: of single runs, less is chance
 
 
-def ratios(df: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, str]:
-    """Delta CE of each arm over the gated SAE's at equal L0, and the same as text."""
-    table = tables.against(df, names)
-    said = [f"{row.series} {interval(row._asdict())}" for row in table.itertuples(index=False)]
-    return table, "; ".join(said)
-
-
-def compared(df: pd.DataFrame, names: Sequence[str], conditions) -> Verdict:
-    """Arms of Fig. 8 against the gated SAE: `conditions` maps an arm to the bounds of its delta CE
-    ratio.
+def compared(runs: pd.DataFrame, bounds: Mapping[str, Bounds]) -> Verdict:
+    """Arms of Fig. 8 against the gated SAE: `bounds` maps an arm to those of its delta CE over the
+    gated SAE's at equal L0.
     """
-    used = df[df["series"].isin([*names, arms_module.GATED])]
-    if waiting := unfinished(used):
-        return waiting
-    table, said = ratios(df, names)
-    if not np.isfinite(table["estimate"]).all():
-        return stated(NOT_TESTED, f"no shared range of L0: {said}", used)
-    parts = [
-        inside(row._asdict(), *conditions[row.series]) for row in table.itertuples(index=False)
-    ]
-    return stated(together(parts), f"delta CE over the gated SAE's at equal L0: {said}", used)
+    used = runs[runs["series"].isin([*bounds, arms.GATED])]
+    if unfinished(used):
+        return not_run(used)
+    table = tables.against(used, list(bounds))
+    numbers = {row["series"]: Estimate.of(row) for row in table.to_dict("records")}
+    ratios = listed(numbers)
+    if not all(ratio.known for ratio in numbers.values()):
+        finding = f"no shared range of L0: {ratios}"
+        return stated(NOT_TESTED, finding, used, numbers=numbers, bounds=bounds)
+    return stated(
+        all_inside(numbers, bounds),
+        f"delta CE over the gated SAE's at equal L0: {ratios}",
+        used,
+        numbers=numbers,
+        bounds=bounds,
+    )
 
 
 def unfrozen(scale: str) -> Verdict:
     """Fig. 8: clearly below is a ratio of delta CE above 1.05."""
-    name = "unfrozen decoder"
-    return compared(tables.ablation_runs(scale), [name], {name: (CLEARLY, np.inf)})
+    return compared(tables.ablation_runs(scale), {"unfrozen decoder": (CLEARLY, np.inf)})
 
 
 def small_changes(scale: str) -> Verdict:
@@ -60,22 +61,51 @@ def small_changes(scale: str) -> Verdict:
     1.05.
     """
     close = (1 / CLEARLY, CLEARLY)
-    bounds = {"no r_mag": close, "untied encoders": close, arms_module.WIDE: (1, np.inf)}
-    return compared(tables.ablation_runs(scale), list(bounds), bounds)
+    bounds = {"no r_mag": close, "untied encoders": close, arms.WIDE: (1, np.inf)}
+    return compared(tables.ablation_runs(scale), bounds)
 
 
 def no_auxiliary(scale: str) -> Verdict:
     """Pitfall of section 3.2: without the auxiliary term L0 is below 1, or below a tenth of the
     paper's arm's.
     """
-    df = tables.ablation_runs(scale)
-    shut, gated = df[df["series"] == "no auxiliary term"], df[df["series"] == arms_module.GATED]
-    pairs = shut.merge(gated, on=["lam", "seed"], suffixes=("", "_gated"))
-    if waiting := unfinished(pd.concat([shut, gated])):
-        return waiting
-    near = ((pairs["l0"] < 1) | (pairs["l0"] < 0.1 * pairs["l0_gated"])).all()
-    said = ", ".join(f"{row.l0:.2g} instead of {row.l0_gated:.3g}" for row in pairs.itertuples())
-    return stated(graded(near, True, shut["seed"].nunique() > 1), f"L0 {said}", shut)
+    runs = tables.ablation_runs(scale)
+    without = runs[runs["series"] == "no auxiliary term"]
+    gated = runs[runs["series"] == arms.GATED]
+    both = pd.concat([without, gated])
+    if unfinished(both):
+        return not_run(both)
+    pairs = without.merge(gated, on=["lam", "seed"], suffixes=("", "_gated"))
+    shut = (pairs["l0"] < 1) | (pairs["l0"] < 0.1 * pairs["l0_gated"])
+    numbers, places = {}, []
+    for i, pair in enumerate(pairs.itertuples()):
+        numbers |= {f"without_{i}": pair.l0, f"gated_{i}": pair.l0_gated}
+        places.append(f"{{without_{i}:.2g}} instead of {{gated_{i}:.3g}}")
+    return stated(
+        graded(shut.all(), True, without["seed"].nunique() > 1),
+        f"L0 {', '.join(places)}",
+        without,
+        numbers=numbers,
+        tables=(both,),
+    )
+
+
+def both_of(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of `tables.resampled`, a row a run: those without resampling, then those with it."""
+    usual = {c: c.removesuffix("_with") for c in pairs if c.endswith("_with")}
+    with_it = pairs.drop(columns=list(usual.values())).rename(columns=usual)
+    return pd.concat([pairs, with_it], ignore_index=True)
+
+
+def told(pairs: pd.DataFrame) -> list[str]:
+    """A line a pair."""
+    ordered = pairs.sort_values(["site", "layer", "arch", "tokens", "lam"])
+    return [
+        f"{pair.site} {pair.layer}, {pair.arch}, {count(pair.tokens)}, lambda {pair.lam:g}: "
+        f"{pair.dead_fraction_with:.1%} dead with, {pair.dead_fraction:.1%} without, "
+        f"L0 {pair.l0_with:.3g} and {pair.l0:.3g}"
+        for pair in ordered.itertuples()
+    ]
 
 
 def resampling(scale: str) -> Verdict:
@@ -88,32 +118,34 @@ def resampling(scale: str) -> Verdict:
     with resampling, and before they were trained.)
     """
     pairs = tables.resampled(scale)
-    usual = {c: c.removesuffix("_with") for c in pairs if c.endswith("_with")}
-    both = pd.concat(
-        [pairs, pairs.drop(columns=list(usual.values())).rename(columns=usual)], ignore_index=True
-    )
-    if waiting := unfinished(both):
-        return waiting
+    both = both_of(pairs)
+    if unfinished(both):
+        return not_run(both)
     if (pairs["resample"] == pairs["resample_with"]).all():
-        return stated(NOT_TESTED, "no run of this scale resamples", pairs)
-    some = pairs[pairs["dead_fraction"] >= FEW_DEAD]
-    said = LINE.join(
-        f"{r.site} {r.layer}, {r.arch}, {count(r.tokens)}, lambda {r.lam:g}: "
-        f"{r.dead_fraction_with:.1%} "
-        f"dead with, {r.dead_fraction:.1%} without, L0 {r.l0_with:.3g} and {r.l0:.3g}"
-        for r in (some if len(some) else pairs)
-        .sort_values(["site", "layer", "arch", "tokens", "lam"])
-        .itertuples()
-    )
-    if 0 < len(some) < len(pairs):
-        said += (
-            f"{LINE}fewer than {FEW_DEAD:.0%} are dead without it in {len(pairs) - len(some)} "
-            "other pairs"
-        )
-    if some.empty:
+        return stated(NOT_TESTED, "no run of this scale resamples", pairs, tables=(both,))
+    dying = pairs[pairs["dead_fraction"] >= FEW_DEAD]
+    if dying.empty:
         nothing = "hardly a latent is dead without it, so there is nothing to revive"
-        return stated(NOT_TESTED, f"{nothing}: {said}", pairs, nothing)
-    fewer = some["dead_fraction_with"] < some["dead_fraction"] - FEWER_DEAD
-    brief = f"fewer in {fewer.sum()} of {len(fewer)} pairs that had some"
-    verdict = graded(fewer.all(), some["arch"].nunique() > 1, some["seed"].nunique() > 1)
-    return stated(verdict, said, pairs, brief)
+        first, *others = told(pairs)
+        return stated(
+            NOT_TESTED,
+            f"{nothing}: {first}",
+            pairs,
+            short=nothing,
+            details=tuple(others),
+            tables=(both,),
+        )
+    fewer = dying["dead_fraction_with"] < dying["dead_fraction"] - FEWER_DEAD
+    numbers = {"fewer": fewer.sum(), "dying": len(dying), "others": len(pairs) - len(dying)}
+    first, *others = told(dying)
+    if numbers["others"]:
+        others.append(f"fewer than {FEW_DEAD:.0%} are dead without it in {{others}} other pairs")
+    return stated(
+        graded(fewer.all(), dying["arch"].nunique() > 1, dying["seed"].nunique() > 1),
+        first,
+        pairs,
+        short="fewer in {fewer} of {dying} pairs that had some",
+        details=tuple(others),
+        numbers=numbers,
+        tables=(both,),
+    )

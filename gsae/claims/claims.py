@@ -11,9 +11,7 @@ premise fails.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import pandas as pd
-from pandas.io.formats.style import Styler
+from functools import lru_cache
 
 from gsae.claims import (
     ablations,
@@ -24,10 +22,8 @@ from gsae.claims import (
     reconstruction_bias,
     shrinkage,
 )
-from gsae.evidence import run
-from gsae.evidence.verdict import NOT, NOT_RUN, NOT_TESTED, PARTLY, REPRODUCED, Verdict
-
-MARKS = {REPRODUCED: "✓", PARTLY: "◐", NOT: "✗", NOT_TESTED: "○", NOT_RUN: "…"}
+from gsae.evidence import run_files
+from gsae.evidence.verdict import NOT_RUN, Verdict
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,29 @@ class Claim:
     judge: Callable[[str], Verdict] | None = None
 
     def verdict(self, scale: str) -> Verdict:
-        return self.judge(scale) if self.judge else Verdict(NOT_RUN)
+        """Judged once while the evidence stays as it is: several pages of a book show a verdict."""
+        return _judged(self, scale, evidence_state(scale)) if self.judge else Verdict(NOT_RUN)
+
+
+@lru_cache(maxsize=64)
+def _judged(claim: Claim, scale: str, state: tuple) -> Verdict:
+    return claim.judge(scale)
+
+
+def evidence_state(scale: str) -> tuple:
+    """Each file that verdicts of a scale are read from, with its size and time of change."""
+    from gsae.interpretability import score_tables
+
+    folders = (run_files.root(scale), run_files.root("bench"), score_tables.folder(scale))
+    files = [file for folder in folders for file in sorted(folder.rglob("*.json"))]
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+def forget() -> None:
+    """Judge every claim anew, though no file of evidence has changed: for tests that change the
+    code.
+    """
+    _judged.cache_clear()
 
 
 def anchor(item: str) -> str:
@@ -228,73 +246,3 @@ CLAIMS = [
         interpretability.human_ratings,
     ),
 ]
-
-
-def verdicts(scale: str | None = None, link: str | None = None) -> pd.DataFrame:
-    """One row a claim at a scale, of one page or all: item, sentence, rule, the paper's number,
-    ours, ours in brief, runs, verdict, link.
-    """
-    at, rows = run.scale(scale), []
-    for claim in CLAIMS:
-        if link is None or claim.link == link:
-            found = claim.verdict(at)
-            rows.append(
-                {
-                    "item": claim.item,
-                    "claim": claim.sentence,
-                    "rule": claim.rule,
-                    "paper": claim.paper,
-                    "ours": found.ours,
-                    "brief": found.brief or found.ours,
-                    "runs": found.runs,
-                    "verdict": found.verdict,
-                    "link": claim.link,
-                }
-            )
-    return pd.DataFrame(
-        rows, columns=[*"item claim rule paper ours brief runs verdict link".split()]
-    )
-
-
-def of(chapter: str, scale: str | None = None) -> Styler:
-    """The verdicts of one chapter, by the name of its notebook, to show. Raises KeyError where no
-    claim links to it.
-    """
-    if not any(claim.link == f"notebooks/{chapter}" for claim in CLAIMS):
-        known = ", ".join(
-            sorted({claim.link.removeprefix("notebooks/") for claim in CLAIMS if claim.link})
-        )
-        raise KeyError(f"no claim links to {chapter!r}: expected one of {known}")
-    table = (
-        verdicts(scale, f"notebooks/{chapter}")
-        .drop(columns=["brief", "runs", "link"])
-        .set_index("item")
-    )
-    table.insert(0, "verdict", [f"{MARKS[word]} {word}" for word in table.pop("verdict")])
-    aligned = {"text-align": "left", "vertical-align": "top", "white-space": "pre-line"}
-    cards = table.style.set_properties(**aligned).set_properties(
-        subset=["ours"], **{"min-width": "24em"}
-    )
-    return cards.set_table_attributes(
-        'class="claims"'
-    )  # the book's style sheet makes a card of each row
-
-
-def markdown(scale: str = "cpu", prefix: str = "", evidence: str = "") -> str:
-    """How many claims have which verdict, and the table of verdicts, in Markdown; `prefix` leads
-    from the page to the root of the book, `evidence` to the page of evidence, and is empty in the
-    book itself.
-    """
-    df = verdicts(scale)
-    counts = ", ".join(f"{n} {word}" for word in MARKS if (n := (df["verdict"] == word).sum()))
-    lines = [f"{len(df)} claims at scale `{scale}`: {counts}.", ""]
-    lines += [
-        "| paper | claim | paper's value | ours | runs | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in df.itertuples():
-        item = f"[{row.item}]({prefix}{row.link}.ipynb)" if row.link else row.item
-        verdict = f"{MARKS[row.verdict]} [**{row.verdict}**]({evidence}#{anchor(row.item)})"
-        runs = row.runs.removeprefix(f"{scale}, ").removesuffix(" a run")
-        lines.append(f"| {item} | {row.claim} | {row.paper} | {row.brief} | {runs} | {verdict} |")
-    return "\n".join(lines) + "\n"

@@ -1,68 +1,74 @@
 """Figs 10, 11 and the known dictionary: whether gated dictionaries and encoders are better."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats as distributions
 
-from gsae.claims.ablations import HALF
-from gsae.claims.pareto import arms
+from gsae.claims.pareto import by_arch
 from gsae.evidence import frontiers, intervals, result_files, run
 from gsae.evidence.verdict import (
     NOT_RUN,
     NOT_TESTED,
+    Basis,
+    Estimate,
     Verdict,
-    above,
+    all_inside,
     graded,
-    inside,
-    interval,
-    rests_on,
+    listed,
+    not_run,
     stated,
-    together,
     unfinished,
 )
 from gsae.experiments import follow_ups, records, tables
 
 # times the number of latents at test time, in training: what is nearer was trained for that number
 HIGHER = 1.5
+NEAR_SLOPE, NEAR_GAMMA = 0.05, 0.02  # of 1, in the known dictionary
+ABOVE_1 = (1, np.inf)
 
 
 def best(rows: Sequence[dict]) -> float:
+    """The least delta CE of a set of dictionaries."""
     return min((row["delta_ce"] for row in rows), default=np.nan)
 
 
 def advantage(worse: Sequence[dict], better: Sequence[dict]) -> float:
     """Log ratio of the least delta CE of two sets of dictionaries."""
-    return (
-        float(np.log(best(worse) / best(better))) if min(best(worse), best(better)) > 0 else np.nan
-    )
+    if not min(best(worse), best(better)) > 0:
+        return np.nan
+    return float(np.log(best(worse) / best(better)))
+
+
+def above_1_in_most(ratios: Iterable[Estimate]) -> str:
+    """The verdict where more than half of several ratios have to be above 1."""
+    passed = [ratio.inside(*ABOVE_1) for ratio in ratios]
+    estimates, text, seeds = (sum(column) > len(passed) / 2 for column in zip(*passed, strict=True))
+    return graded(estimates, text, seeds)
 
 
 def dictionaries(scale: str) -> Verdict:
     """Fig. 10: the best dictionary of each arm at each number of latents; better at most of
     them.
     """
-    df = tables.pursuits(scale)
-    if waiting := unfinished(df):
-        return waiting
-
-    gated, baseline = arms(df)
-    found = {
-        s: intervals.by_seed([of[of["s"] == s] for of in (baseline, gated)], advantage)
-        for s in follow_ups.PURSUITS
-    }
-    if not all(np.isfinite(one["estimate"]) for one in found.values()):
-        return stated(NOT_TESTED, "nothing left to recover", df)
-    passed = [above(one, 0) for one in found.values()]
-    most = [sum(column) > len(found) / 2 for column in zip(*passed, strict=True)]
-    said = "; ".join(f"at most {s}: {interval(one, exp=True)}" for s, one in found.items())
-    brief = "; ".join(f"at {s} {interval(one, exp=True)}" for s, one in found.items())
+    pursuits = tables.pursuits(scale)
+    if unfinished(pursuits):
+        return not_run(pursuits)
+    ratios = {}
+    for s in follow_ups.PURSUITS:
+        gated, baseline = by_arch(pursuits[pursuits["s"] == s])
+        ratios[str(s)] = Estimate.ratio(intervals.by_seed((baseline, gated), advantage))
+    if not all(ratio.known for ratio in ratios.values()):
+        return stated(NOT_TESTED, "nothing left to recover", pursuits)
+    at_most = "; ".join(f"at most {s}: {{{s}}}" for s in ratios)
+    at = "; ".join(f"at {s} {{{s}}}" for s in ratios)
     return stated(
-        graded(*most),
-        f"delta CE of the best dictionaries, baseline over gated, {said}",
-        df,
-        f"delta CE, baseline over gated: {brief}",
+        above_1_in_most(ratios.values()),
+        f"delta CE of the best dictionaries, baseline over gated, {at_most}",
+        pursuits,
+        short=f"delta CE, baseline over gated: {at}",
+        numbers=ratios,
+        bounds=dict.fromkeys(ratios, ABOVE_1),
     )
 
 
@@ -75,104 +81,128 @@ def training_l0(scale: str) -> Verdict:
     because the runs nearest to 10 and 30 happened to lie at 12 and 32. It was replaced by this one,
     which fails, after that was seen.)
     """
-    df = tables.pursuits(scale)
-    df = df[df["s"] > 0]
-    if waiting := unfinished(df):
-        return waiting
-    found = {}
-    for (arch, s), rows in df.groupby(["arch", "s"]):
-        far = np.log(rows["l0_run"] / s)
-        nearest = rows.loc[far.abs().groupby(rows["seed"]).idxmin()]
-        higher = rows[far > np.log(HIGHER)]
+    pursuits = tables.pursuits(scale)
+    pursuits = pursuits[pursuits["s"] > 0]
+    if unfinished(pursuits):
+        return not_run(pursuits)
+    ratios = {}
+    for (arch, s), rows in pursuits.groupby(["arch", "s"]):
+        log_distance = np.log(rows["l0_run"] / s)
+        nearest = rows.loc[log_distance.abs().groupby(rows["seed"]).idxmin()]
+        higher = rows[log_distance > np.log(HIGHER)]
         if set(higher["seed"]) == set(rows["seed"]):
-            found[f"{arch}, at most {s}"] = intervals.by_seed((nearest, higher), advantage)
-    if not found or not all(np.isfinite(one["estimate"]) for one in found.values()):
-        return stated(NOT_TESTED, "no run was trained clearly above a number of latents", df)
-    passed = [above(one, 0) for one in found.values()]
-    most = [sum(column) > HALF * len(found) for column in zip(*passed, strict=True)]
-    said = "; ".join(f"{name}: {interval(one, exp=True)}" for name, one in found.items())
-    brief = f"so in {sum(p[0] for p in passed)} of {len(found)} cases"
-    text = (
-        "delta CE of the dictionary trained nearest to the number, over the best trained "
-        f"above it, {said}"
+            found = intervals.by_seed((nearest, higher), advantage)
+            ratios[f"{arch}, at most {s}"] = Estimate.ratio(found)
+    if not ratios or not all(ratio.known for ratio in ratios.values()):
+        finding = "no run was trained clearly above a number of latents"
+        return stated(NOT_TESTED, finding, pursuits)
+    passed = sum(ratio.value > 1 for ratio in ratios.values())
+    return stated(
+        above_1_in_most(ratios.values()),
+        "delta CE of the dictionary trained nearest to the number, over the best trained above it, "
+        f"{listed(ratios, ':')}",
+        pursuits,
+        short="so in {passed} of {cases} cases",
+        numbers={"passed": passed, "cases": len(ratios), **ratios},
+        bounds=dict.fromkeys(ratios, ABOVE_1),
     )
-    return stated(graded(*most), text, df, brief)
+
+
+def excess_over_pursuit(*fronts: Sequence[dict]) -> float:
+    """Mean log of delta CE, encoder over pursuit, the baseline's less the gated's, of four fronts:
+    the baseline's encoder and pursuit, then the gated's.
+    """
+    losses = frontiers.log_losses(fronts)
+    if not losses:
+        return np.nan
+    baseline_encoder, baseline_pursuit, gated_encoder, gated_pursuit = losses
+    gap = baseline_encoder - baseline_pursuit - (gated_encoder - gated_pursuit)
+    return float(np.mean(gap))
 
 
 def encoder_gap(scale: str) -> Verdict:
     """Fig. 11: delta CE of encoder over pursuit at equal L0, the baseline's over the gated's, on
     one range of L0.
     """
-    df = tables.pursuits(scale)
-    if waiting := unfinished(df):
-        return waiting
-    gated, baseline = arms(df)
-    parts = [of[(of["s"] == 0) == encoder] for of in (baseline, gated) for encoder in (True, False)]
-
-    def excess(*fronts: Sequence[dict]) -> float:
-        found = frontiers.log_losses(fronts)
-        return float(np.mean(found[0] - found[1] - (found[2] - found[3]))) if found else np.nan
-
-    found = intervals.by_seed(parts, excess)
-    if not np.isfinite(found["estimate"]):
-        return stated(NOT_TESTED, "no shared range of L0", df)
+    codes = tables.pursuits(scale)
+    if unfinished(codes):
+        return not_run(codes)
+    gated, baseline = by_arch(codes)
+    fronts = []
+    for rows in (baseline, gated):
+        fronts += [rows[rows["s"] == 0], rows[rows["s"] != 0]]  # the encoder's codes, pursuit's
+    gap = Estimate.ratio(intervals.by_seed(fronts, excess_over_pursuit))
+    if not gap.known:
+        return stated(NOT_TESTED, "no shared range of L0", codes)
+    numbers, bounds = {"gap": gap}, {"gap": ABOVE_1}
     return stated(
-        graded(*above(found, 0)), f"gap, baseline over gated, {interval(found, exp=True)}", df
+        all_inside(numbers, bounds),
+        "gap, baseline over gated, {gap}",
+        codes,
+        numbers=numbers,
+        bounds=bounds,
     )
 
 
-NEAR_SLOPE, NEAR_GAMMA = 0.05, 0.02  # of 1, in the known dictionary
-
-
-def over_seeds(values: pd.Series) -> dict[str, float]:
-    """A mean with its interval over seeds, in the form of gsae.evidence.metrics.by_seed; there is
-    no evaluation text here.
+class OverSeeds(Estimate):
+    """A mean over seeds: there is no evaluation text, so that its interval stands for both. As text
+    `1.001 [0.998, 1.004]`.
     """
-    low, high = (
-        distributions.t.interval(0.95, len(values) - 1, values.mean(), values.sem())
-        if len(values) > 1
-        else (np.nan, np.nan)
-    )
-    return {"estimate": values.mean(), "low": low, "high": high, "t_low": low, "t_high": high}
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or ".3f"
+        bounds = f" [{self.t_low:{spec}}, {self.t_high:{spec}}]" if self.seeds > 1 else ""
+        return f"{self.value:{spec}}{bounds}"
+
+
+def over_seeds(values: pd.Series) -> OverSeeds:
+    """The mean of one value a seed, with its interval."""
+    low, high = intervals.over_seeds(values, level=0.95)
+    return OverSeeds(values.mean(), low, high, low, high, seeds=len(values))
+
+
+def with_missing(results: pd.DataFrame, missing: Iterable[dict], scale: str) -> pd.DataFrame:
+    """Results of the known dictionary with a row for each that is missing, by its settings."""
+    recipe = result_files.recipe(follow_ups.KNOWN)
+    absent = []
+    for settings in missing:
+        identity = result_files.result_id(follow_ups.KNOWN, settings, recipe)
+        absent.append(settings | {"id": identity, "status": "missing"})
+    return pd.concat([results, pd.DataFrame(absent)], ignore_index=True).assign(scale=scale)
 
 
 def known_dictionary(scale: str) -> Verdict:
     """Ours: gated gamma and slope near 1, its cosine at least the baseline's, the baseline's slope
     below 1.
     """
-    at = run.scale(scale)
-    known = follow_ups.KNOWN
-    wanted = follow_ups.known_settings(at)
-    missing = records.missing_results(known, wanted, at)
-    df = result_files.load(known, at)
-    df = df[df["status"] == "done"]
-    recipe = result_files.recipe(known)
-    absent = [
-        settings | {"id": result_files.result_id(known, settings, recipe), "status": "missing"}
-        for settings in missing
-    ]
-    rests_on(pd.concat([df, pd.DataFrame(absent)], ignore_index=True).assign(scale=at))
+    scale = run.scale(scale)
+    wanted = follow_ups.known_settings(scale)
+    missing = records.missing_results(follow_ups.KNOWN, wanted, scale)
+    results = result_files.load_results(follow_ups.KNOWN, scale)
+    results = results[results["status"] == "done"]
+    tables = (with_missing(results, missing, scale),)
     if missing:
-        return Verdict(NOT_RUN, f"{len(wanted) - len(missing)} of {len(wanted)} results on record")
+        counts = {"on_record": len(wanted) - len(missing), "wanted": len(wanted)}
+        finding = "{on_record} of {wanted} results on record"
+        return Verdict(NOT_RUN, finding, numbers=counts, tables=tables)
+
     columns = ["gamma", "slope", "cosine"]
-    gated, baseline = (
-        df[df["arch"] == a].groupby("seed")[columns].mean() for a in ("gated", "baseline")
-    )
-    found: Mapping[str, tuple[dict, tuple]] = {
-        "gated gamma": (over_seeds(gated["gamma"]), (1 - NEAR_GAMMA, 1 + NEAR_GAMMA)),
-        "gated slope": (over_seeds(gated["slope"]), (1 - NEAR_SLOPE, 1 + NEAR_SLOPE)),
-        "baseline slope": (over_seeds(baseline["slope"]), (-np.inf, 1)),
-        "cosine, gated less baseline": (
-            over_seeds(gated["cosine"] - baseline["cosine"]),
-            (0, np.inf),
-        ),
+    gated, baseline = (rows.groupby("seed")[columns].mean() for rows in by_arch(results))
+    values_and_bounds = {
+        "gated gamma": (gated["gamma"], (1 - NEAR_GAMMA, 1 + NEAR_GAMMA)),
+        "gated slope": (gated["slope"], (1 - NEAR_SLOPE, 1 + NEAR_SLOPE)),
+        "baseline slope": (baseline["slope"], (-np.inf, 1)),
+        "cosine, gated less baseline": (gated["cosine"] - baseline["cosine"], (0, np.inf)),
     }
-    bounds = lambda one: f" [{one['low']:.3f}, {one['high']:.3f}]" if len(gated) > 1 else ""
-    said = "; ".join(
-        f"{name} {one['estimate']:.3f}{bounds(one)}" for name, (one, _) in found.items()
-    )
-    verdict = together([inside(one, *limits) for one, limits in found.values()])
-    seeds = f"{len(gated)} seeds" if len(gated) > 1 else "single seed"
+    numbers = {name: over_seeds(values) for name, (values, _) in values_and_bounds.items()}
+    bounds = {name: limits for name, (_, limits) in values_and_bounds.items()}
+    finding = listed(numbers)
     return Verdict(
-        verdict, f"{said}; scale {at}, {seeds}, {len(df)} results", said, f"{at}, {seeds}"
+        all_inside(numbers, bounds),
+        finding,
+        finding,
+        numbers=numbers,
+        bounds=bounds,
+        basis=Basis(scale, seeds=(len(gated),), results=len(results)),
+        tables=tables,
     )

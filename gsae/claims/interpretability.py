@@ -1,8 +1,6 @@
 """Section 4.3: whether people find gated latents as interpretable."""
 
-from gsae.evidence.verdict import (
-    Verdict,  # fmt: skip
-)
+from gsae.evidence.verdict import Verdict
 
 
 def human_ratings(scale: str) -> Verdict:

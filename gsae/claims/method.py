@@ -9,24 +9,32 @@ import numpy as np
 import pandas as pd
 
 from gsae.evidence import run_files
-from gsae.evidence.verdict import NOT, NOT_RUN, PARTLY, REPRODUCED, Verdict, rests_on
+from gsae.evidence.verdict import NOT, NOT_RUN, PARTLY, REPRODUCED, Verdict
 
+# The parameters to which each term of the loss sends no gradient at all.
 ZERO = {
     "reconstruction": {"b_gate"},
     "sparsity": {"r_mag", "b_mag", "W_dec"},
     "auxiliary": {"r_mag", "b_mag", "W_dec"},
 }
+LAMBDAS = (0.1, 0.5, 1.0, 1.5, 2.0, 3.0)  # on both sides of 2
+# The largest differences allowed: of descent; of gradients, the derived ones being in single
+# precision in part; of activations in double precision; and of shares and errors of a sample.
+DESCENT, GRADIENT, ACTIVATION, SAMPLING = 1e-4, 1e-4, 1e-9, 0.01
+BY_COUNT = (1.3, 1.5)  # about 1.4
+BY_TIME = 1.5
 
 
 def one_latent(scale: str) -> Verdict:
     """Fig. 2: descent against the analytic optimum, for lambdas on both sides of 2."""
     from gsae.saes import toy
 
-    lams = (0.1, 0.5, 1.0, 1.5, 2.0, 3.0)
-    worst = max(abs(float(toy.descend(lam)[-1]) - float(toy.one_latent(lam))) for lam in lams)
+    worst = max(abs(float(toy.descend(lam)[-1]) - float(toy.one_latent(lam))) for lam in LAMBDAS)
     return Verdict(
-        REPRODUCED if worst < 1e-4 else NOT,
-        f"largest difference {worst:.1e} over {len(lams)} lambdas",
+        REPRODUCED if worst < DESCENT else NOT,
+        "largest difference {worst:.1e} over {lambdas} lambdas",
+        numbers={"worst": worst, "lambdas": len(LAMBDAS)},
+        bounds={"worst": (0, DESCENT)},
     )
 
 
@@ -44,6 +52,26 @@ def random_gated(n: int, M: int):
     return sae, torch.randn(5000, n, generator=generator, dtype=torch.float64)
 
 
+def gradients(sae, x, lam: float) -> dict[str, dict]:
+    """Term of the loss -> parameter -> its gradient by autograd, None where the term does not reach
+    it.
+    """
+    import torch
+
+    weights = dict(sae.named_parameters())
+    found = {}
+    for term, value in sae.losses(x, lam).items():
+        grads = torch.autograd.grad(
+            value, list(weights.values()), retain_graph=True, allow_unused=True
+        )
+        found[term] = dict(zip(weights, grads, strict=True))
+    return found
+
+
+def parameters(sae) -> int:
+    return sum(p.numel() for p in sae.parameters())
+
+
 def equations(scale: str) -> Verdict:
     """Eqs 6 to 8: parameters, the terms that send exactly no gradient, and the rest against the
     derived gradients.
@@ -55,31 +83,26 @@ def equations(scale: str) -> Verdict:
 
     n, M, lam = 5, 11, 0.3
     sae, x = random_gated(n, M)
-    extra = sum(p.numel() for p in sae.parameters()) - sum(
-        p.numel() for p in BaselineSAE(n, M).parameters()
-    )
-    weights, total = dict(sae.named_parameters()), {}
-    zeros = True
-    for term, value in sae.losses(x, lam).items():
-        grads = torch.autograd.grad(
-            value, list(weights.values()), retain_graph=True, allow_unused=True
-        )
-        nothing = {name for name, g in zip(weights, grads, strict=True) if g is None or not g.any()}
+    extra = parameters(sae) - parameters(BaselineSAE(n, M))
+    zeros, total = True, {}
+    for term, grads in gradients(sae, x, lam).items():
+        nothing = {name for name, grad in grads.items() if grad is None or not grad.any()}
         zeros &= nothing == ZERO[term]
-        for name, g in zip(weights, grads, strict=True):
-            total[name] = total.get(name, 0) + (0 if g is None else g)
+        for name, grad in grads.items():
+            total[name] = total.get(name, 0) + (0 if grad is None else grad)
     derived, _, _ = closed_form("gated")(
         dict(sae.state_dict()), x, torch.tensor([[lam]]), torch.float64
     )
-    worst = max(float((derived[k] - g).norm() / g.norm()) for k, g in total.items())
-    # the derived gradients are in single precision in part
-    passed = extra == 2 * M and zeros and worst < 1e-4
+    worst = max(float((derived[name] - grad).norm() / grad.norm()) for name, grad in total.items())
+    passed = extra == 2 * M and zeros and worst < GRADIENT
     exact = "as the paper has them" if zeros else "not as the paper has them"
-    ours = (
-        f"{extra} extra parameters at M = {M}; zeros of the gradient {exact}; the rest to "
-        f"{worst:.0e}"
+    return Verdict(
+        REPRODUCED if passed else NOT,
+        f"{{extra}} extra parameters at M = {{M}}; zeros of the gradient {exact}; "
+        "the rest to {worst:.0e}",
+        numbers={"extra": extra, "M": M, "worst": worst},
+        bounds={"worst": (0, GRADIENT)},
     )
-    return Verdict(REPRODUCED if passed else NOT, ours)
 
 
 def jump_relu(scale: str) -> Verdict:
@@ -91,8 +114,10 @@ def jump_relu(scale: str) -> Verdict:
     z = (x - sae.b_dec) @ (sae.W_gate * sae.r_mag.exp()) + sae.b_mag
     worst = float((sae.encode(x) - toy.jump_relu(z, theta)).detach().abs().max())
     return Verdict(
-        REPRODUCED if worst < 1e-9 else NOT,
-        f"largest difference {worst:.0e} in 250,000 activations",
+        REPRODUCED if worst < ACTIVATION else NOT,
+        "largest difference {worst:.0e} in {activations:,} activations",
+        numbers={"worst": worst, "activations": z.numel()},
+        bounds={"worst": (0, ACTIVATION)},
     )
 
 
@@ -103,18 +128,19 @@ def toy_model(scale: str) -> Verdict:
     from gsae.saes import toy
 
     z, on = toy.mixture(100_000)
-    passed = z > 1
-    shares = float(passed[on].float().mean()), float(passed[~on].float().mean())
-    chosen = z[on & passed]
+    passing = z > 1
+    chosen = z[on & passing]
+    share_on, share_off = float(passing[on].float().mean()), float(passing[~on].float().mean())
     relu = float((toy.relu_reconstruction(chosen) - chosen).square().mean())
     jump = float((toy.jump_reconstruction(chosen) - chosen).square().mean())
     exact = toy.passing(True), toy.passing(False), toy.squared_error(1.0, 2.0, 1.0)
-    near = np.allclose((*shares, relu), exact, atol=0.01) and jump < 1e-12
-    ours = (
-        f"share passing {shares[0]:.3f} on, {shares[1]:.3f} off; squared error {relu:.3f} "
-        f"ReLU, {jump:.0e} JumpReLU"
+    near = np.allclose((share_on, share_off, relu), exact, atol=SAMPLING) and jump < 1e-12
+    return Verdict(
+        REPRODUCED if near else NOT,
+        "share passing {on:.3f} on, {off:.3f} off; "
+        "squared error {relu:.3f} ReLU, {jump:.0e} JumpReLU",
+        numbers={"on": share_on, "off": share_off, "relu": relu, "jump": jump},
     )
-    return Verdict(REPRODUCED if near else NOT, ours)
 
 
 def operations(arch: str, n: int = 64, M: int = 256, batch: int = 32) -> int:
@@ -133,6 +159,22 @@ def operations(arch: str, n: int = 64, M: int = 256, batch: int = 32) -> int:
     return counter.get_total_flops()
 
 
+def newest_bench() -> pd.DataFrame:
+    """The newest record of `make bench` as a table of one row, empty where there is none."""
+    records = {p: json.loads(p.read_text()) for p in run_files.root("bench").glob("*.json")}
+    if not records:
+        return pd.DataFrame()
+    newest = max(records, key=lambda path: records[path]["date"])
+    row = {"id": newest.stem, "scale": "bench", "file": newest.name, "status": "done"}
+    return pd.DataFrame([row | {"provenance": records[newest]}])
+
+
+def step_ratios(record: dict) -> list[float]:
+    """Time of a gated step over a baseline step of equal width, the median of each shape."""
+    rows = [row for row in record["rows"] if row["kind"] == "cost" and row["wider"] == 1]
+    return [row["measured"][0] for row in rows if row["measured"]]
+
+
 def step_cost(scale: str) -> Verdict:
     """Section 4.1: a gated step over a baseline step of equal width, counted here and measured by
     `make bench`.
@@ -141,23 +183,23 @@ def step_cost(scale: str) -> Verdict:
     either. (Until the first record the largest of these medians was the estimate, which noise alone
     lifts the higher the more shapes there are.)
     """
-    count = operations("gated") / operations("baseline")
-    text = f"{count:.2f} by count"
-    records = {p: json.loads(p.read_text()) for p in run_files.root("bench").glob("*.json")}
-    newest = max(records, key=lambda p: records[p]["date"], default=None)
-    rows = records[newest]["rows"] if newest else []
-    if newest:
-        record = {"id": newest.stem, "scale": "bench", "file": newest.name, "status": "done"}
-        rests_on(pd.DataFrame([record | {"provenance": records[newest]}]))
-    measured = [
-        r["measured"][0] for r in rows if r["kind"] == "cost" and r["wider"] == 1 and r["measured"]
-    ]
-    if not measured:
-        return Verdict(NOT_RUN, f"{text}; no measured step on record")
-    text += (
-        f"; by time {median(measured):.2f}, {min(measured):.2f} to {max(measured):.2f} over "
-        f"{len(measured)} shapes"
+    by_count = operations("gated") / operations("baseline")
+    bench = newest_bench()
+    by_time = step_ratios(bench["provenance"].iloc[0]) if len(bench) else []
+    numbers, tables = {"count": by_count}, (bench,)
+    if not by_time:
+        finding = "{count:.2f} by count; no measured step on record"
+        return Verdict(NOT_RUN, finding, numbers=numbers, tables=tables)
+    time, least, most = median(by_time), min(by_time), max(by_time)
+    numbers |= {"time": time, "least": least, "most": most, "shapes": len(by_time)}
+    if time > BY_TIME or not BY_COUNT[0] < by_count < BY_COUNT[1]:
+        verdict = NOT
+    else:
+        verdict = REPRODUCED if most <= BY_TIME else PARTLY
+    return Verdict(
+        verdict,
+        "{count:.2f} by count; by time {time:.2f}, {least:.2f} to {most:.2f} over {shapes} shapes",
+        numbers=numbers,
+        bounds={"count": BY_COUNT, "most": (0, BY_TIME)},
+        tables=tables,
     )
-    if median(measured) > 1.5 or not 1.3 < count < 1.5:
-        return Verdict(NOT, text)
-    return Verdict(REPRODUCED if max(measured) <= 1.5 else PARTLY, text)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib
 
-from gsae.claims import claims
+from gsae.claims import verdict_tables
 from gsae.evidence.provenance import CHECKOUT
 from gsae.experiments import records
 from gsae.figures import base
@@ -25,12 +25,10 @@ def with_table(text: str, scale: str = "cpu") -> str:
         raise ValueError(
             f"the README has no place for the table: it needs the lines {BEGIN.strip()} and {END}"
         )
-    return re.sub(
-        f"{BEGIN}.*?{END}",
-        lambda _: f"{BEGIN}\n{claims.markdown(scale, evidence=PAGE)}\n{END}",
-        text,
-        flags=re.DOTALL,
-    )
+    table = verdict_tables.markdown(scale, evidence=PAGE)
+    marked = f"{BEGIN}\n{table}\n{END}"
+    # A function, since a backslash in a replacement text would be read as an escape.
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: marked, text, flags=re.DOTALL)
 
 
 def write(root: Path = CHECKOUT, scale: str = "cpu") -> None:

@@ -3,13 +3,8 @@
 import pandas as pd
 
 GATED, WIDE, SAME = "gated", "baseline, 1.5x as wide", "baseline, same width"
-
-
 UNREVIVED = ", no resampling"  # behind the name of a series
-
-
 RESCALED, PRUNED, BOTH = "rescale & shift", "pruned", "pruned, rescale & shift"
-
 
 ARMS = {  # Fig. 8, then ours: the switch that makes each arm
     "unfrozen decoder": ("freeze", "none"),
@@ -21,8 +16,6 @@ ARMS = {  # Fig. 8, then ours: the switch that makes each arm
     "centring detached": ("centre_grad", False),
     "penalty on magnitudes": ("magnitude_l1", True),
 }
-
-
 PAPER_ARMS = ("unfrozen decoder", "no r_mag", "untied encoders")
 
 
@@ -30,9 +23,10 @@ def arm(row) -> str:
     """The series of a run: baseline, gated, or the ablation arm that its switches make."""
     if row.arch == "baseline":
         return WIDE
-    return next(
-        (name for name, (switch, value) in ARMS.items() if getattr(row, switch) == value), GATED
-    )
+    for name, (switch, value) in ARMS.items():
+        if getattr(row, switch) == value:
+            return name
+    return GATED
 
 
 def named(df: pd.DataFrame) -> pd.DataFrame:

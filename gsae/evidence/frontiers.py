@@ -26,9 +26,10 @@ def shared(arms: Sequence[tuple[np.ndarray, np.ndarray]], levels: int) -> list[n
     if min(len(x) for x, _ in arms) < 2:
         return None
     low, high = max(x[0] for x, _ in arms), min(x[-1] for x, _ in arms)
-    return (
-        [np.interp(np.linspace(low, high, levels), x, y) for x, y in arms] if low < high else None
-    )
+    if not low < high:
+        return None
+    points = np.linspace(low, high, levels)
+    return [np.interp(points, x, y) for x, y in arms]
 
 
 def unrecovered(run: Mapping) -> float:
@@ -37,6 +38,13 @@ def unrecovered(run: Mapping) -> float:
 
 def unexplained(run: Mapping) -> float:
     return run["fvu"]
+
+
+def front(
+    arm: Sequence[Mapping], lost: Callable[[Mapping], float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The envelope of an arm's runs, L0 against what each has lost."""
+    return envelope(np.array([run["l0"] for run in arm]), np.array([lost(run) for run in arm]))
 
 
 def log_ratio(
@@ -55,29 +63,26 @@ def log_ratio(
     fewer latents. With `over_levels=np.max` the level that favours it least. `others` have to share
     the range as well: so pairs are compared on common levels.
     """
-    arms = []
+    curves = []
     for arm in (gated, baseline, *others):
-        l0, loss = envelope(np.array([r["l0"] for r in arm]), np.array([lost(r) for r in arm]))
-        arms.append((np.log(loss)[::-1], np.log(l0)[::-1]))  # x has to rise
-    found = shared(arms, levels)
-    return float(over_levels(found[0] - found[1])) if found else np.nan
+        l0, loss = front(arm, lost)
+        curves.append((np.log(loss)[::-1], np.log(l0)[::-1]))  # x has to rise
+    log_l0s = shared(curves, levels)
+    return float(over_levels(log_l0s[0] - log_l0s[1])) if log_l0s else np.nan
 
 
 def log_losses(arms: Sequence[Sequence[dict]], levels: int = 5) -> list[np.ndarray] | None:
     """Each arm's log delta CE at equal L0, interpolated as `log_ratio` does it, with the axes
     exchanged.
     """
-    fronts = [
-        envelope(np.array([r["l0"] for r in arm]), np.array([r["delta_ce"] for r in arm]))
-        for arm in arms
-    ]
+    fronts = [front(arm, lambda run: run["delta_ce"]) for arm in arms]
     return shared([(np.log(l0), np.log(loss)) for l0, loss in fronts], levels)
 
 
 def log_loss_ratio(arm: Sequence[dict], reference: Sequence[dict], levels: int = 5) -> float:
     """Mean log ratio of delta CE, arm to reference, at equal L0; above 0 the arm loses more."""
-    found = log_losses((arm, reference), levels)
-    return float(np.mean(found[0] - found[1])) if found else np.nan
+    losses = log_losses((arm, reference), levels)
+    return float(np.mean(losses[0] - losses[1])) if losses else np.nan
 
 
 def gap_closed(
@@ -94,12 +99,12 @@ def gap_closed(
     logarithm of what is lost, in which all levels weigh alike. NaN without a shared range, or where
     the gated frontier is not above.
     """
-    found = log_losses((repaired, baseline, gated), levels)
-    if not found:
+    losses = log_losses((repaired, baseline, gated), levels)
+    if not losses:
         return np.nan
     # delta CE ~ 1 - loss recovered
-    left, before, best = ((v if log else np.exp(v)).mean() for v in found)
-    return float((before - left) / (before - best)) if before > best else np.nan
+    left, before, least = ((loss if log else np.exp(loss)).mean() for loss in losses)
+    return float((before - left) / (before - least)) if before > least else np.nan
 
 
 def recovered(arm: Sequence[dict], reference: Sequence[dict], levels: int = 5) -> float:
@@ -108,9 +113,7 @@ def recovered(arm: Sequence[dict], reference: Sequence[dict], levels: int = 5) -
     Linear where `log_loss_ratio` is logarithmic: defined also where a run recovers all of the loss,
     or more by chance.
     """
-    fronts = [  # from 2: no loss is negative, so that `envelope` leaves no run out
-        envelope(np.array([r["l0"] for r in one]), 2 - np.array([r["loss_recovered"] for r in one]))
-        for one in (arm, reference)
-    ]
-    found = shared([(np.log(l0), -loss) for l0, loss in fronts], levels)
-    return float(np.mean(found[0] - found[1])) if found else np.nan
+    # From 2: no loss is negative, so that `envelope` leaves no run out.
+    fronts = [front(runs, lambda run: 2 - run["loss_recovered"]) for runs in (arm, reference)]
+    kept = shared([(np.log(l0), -loss) for l0, loss in fronts], levels)
+    return float(np.mean(kept[0] - kept[1])) if kept else np.nan

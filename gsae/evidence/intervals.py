@@ -3,12 +3,13 @@ seeds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 import pandas as pd
 from scipy import stats as distributions
 
-from gsae.evidence.metrics import Sums, ratios
+from gsae.evidence.metrics import SumsByGroup, ratios
 
 
 def resamples(groups: int, draws: int, seed: int) -> np.ndarray:
@@ -17,8 +18,28 @@ def resamples(groups: int, draws: int, seed: int) -> np.ndarray:
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws).T.astype(float)
 
 
+def arrays(sums: SumsByGroup) -> dict[str, np.ndarray]:
+    return {name: np.asarray(groups, float) for name, groups in sums.items()}
+
+
+def resampled(sums: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """The metrics of a run in each bootstrap sample, `(draws,)` each."""
+    # One last axis of length 1, over which `ratios` sums.
+    return ratios({name: (groups @ weights)[:, None] for name, groups in sums.items()})
+
+
+def at_draw(metrics: Mapping[str, np.ndarray], draw: int) -> dict[str, float]:
+    """The metrics of a run in one bootstrap sample."""
+    return {name: values[draw] for name, values in metrics.items()}
+
+
+def ends(level: float) -> list[float]:
+    """The two quantiles between which a share `level` of the draws lies."""
+    return [(1 - level) / 2, (1 + level) / 2]
+
+
 def bootstrap(
-    runs: Sequence[Sums],
+    runs: Sequence[SumsByGroup],
     statistic: Callable[[list[dict]], float],
     draws: int = 1000,
     seed: int = 0,
@@ -35,22 +56,22 @@ def bootstrap(
         Estimate, lower and upper bound; bounds are NaN when fewer than 90 % of the draws are
         defined.
     """
-    runs = [{k: np.asarray(v, float) for k, v in r.items()} for r in runs]
-    groups = {len(v) for r in runs for v in r.values()}
+    runs = [arrays(sums) for sums in runs]
+    groups = {len(values) for sums in runs for values in sums.values()}
     if len(groups) != 1:
         raise ValueError(
             f"runs to resample together need the same groups of text, got {sorted(groups)}"
         )
     weights = resamples(groups.pop(), draws, seed)
-    drawn = [ratios({k: (v @ weights)[:, None] for k, v in r.items()}) for r in runs]
-    values = np.array(
-        [statistic([{k: v[i] for k, v in r.items()} for r in drawn]) for i in range(draws)]
-    )
-    estimate = statistic([ratios(r) for r in runs])
+    drawn = [resampled(sums, weights) for sums in runs]
+    values = np.empty(draws)
+    for draw in range(draws):
+        values[draw] = statistic([at_draw(run, draw) for run in drawn])
+    estimate = statistic([ratios(sums) for sums in runs])
     kept = values[np.isfinite(values)]
     if len(kept) < 0.9 * draws:
         return float(estimate), np.nan, np.nan
-    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(kept, ends(level))
     return float(estimate), float(low), float(high)
 
 
@@ -62,25 +83,25 @@ def intervals(
     """
     rows = []
     for sums in df["sums"]:
-        if not isinstance(sums, Mapping):
-            rows.append({})
-            continue
-        arrays = {k: np.asarray(v, float) for k, v in sums.items()}
-        weights = resamples(len(arrays["tokens"]), draws, 0)
-        drawn = ratios({k: (v @ weights)[:, None] for k, v in arrays.items()})
-        bounds = {
-            m: np.nanquantile(drawn[m], [(1 - level) / 2, (1 + level) / 2])
-            for m in metrics
-            if m in drawn
-        }
-        rows.append(
-            {
-                f"{m}_{side}": b
-                for m, pair in bounds.items()
-                for side, b in zip(("low", "high"), pair, strict=True)
-            }
-        )
+        row: dict[str, float] = {}
+        if isinstance(sums, Mapping):  # else the run is missing
+            weights = resamples(len(sums["tokens"]), draws, 0)
+            drawn = resampled(arrays(sums), weights)
+            for name in metrics:
+                if name in drawn:
+                    low, high = np.nanquantile(drawn[name], ends(level))
+                    row |= {f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
     return pd.DataFrame(rows, index=df.index)
+
+
+def over_seeds(values: Sequence[float] | pd.Series, level: float) -> tuple[float, float]:
+    """Student's t interval of one value a seed; NaN with one seed, or where one is undefined."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return np.nan, np.nan
+    spread = distributions.sem(values)
+    low, high = distributions.t.interval(level, len(values) - 1, np.mean(values), spread)
+    return float(low), float(high)
 
 
 def by_seed(
@@ -102,29 +123,27 @@ def by_seed(
     """
     seeds = sorted(set.intersection(*(set(arm["seed"]) for arm in arms)))
     parts = [[arm[arm["seed"] == seed] for arm in arms] for seed in seeds]
+    nothing = dict.fromkeys(("estimate", "low", "high", "t_low", "t_high"), np.nan)
     runs = [sums for of_seed in parts for arm in of_seed for sums in arm["sums"]]
-    sizes = [list(map(len, of_seed)) for of_seed in parts]
-
-    def mean(rows: list[dict]) -> float:
-        left = iter(rows)
-        return float(
-            np.mean(
-                [statistic(*([next(left) for _ in range(n)] for n in of_seed)) for of_seed in sizes]
-            )
-        )
-
-    out = dict.fromkeys(("estimate", "low", "high", "t_low", "t_high"), np.nan) | {
-        "seeds": len(seeds)
-    }
     if not runs:
-        return out
-    out |= dict(
-        zip(("estimate", "low", "high"), bootstrap(runs, mean, draws, level=level), strict=True)
-    )
+        return nothing | {"seeds": len(seeds)}
+
+    def mean_over_seeds(metrics: list[dict]) -> float:
+        """Of the metrics of all runs, in the order of `runs`: seed by seed, arm by arm."""
+        left = iter(metrics)
+        values = []
+        for of_seed in parts:
+            values.append(statistic(*(list(islice(left, len(arm))) for arm in of_seed)))
+        return float(np.mean(values))
+
+    estimate, low, high = bootstrap(runs, mean_over_seeds, draws, level=level)
     each = [statistic(*(arm.to_dict("records") for arm in of_seed)) for of_seed in parts]
-    if len(each) > 1 and np.isfinite(each).all():
-        bounds = distributions.t.interval(
-            level, len(each) - 1, np.mean(each), distributions.sem(each)
-        )
-        out |= dict(zip(("t_low", "t_high"), map(float, bounds), strict=True))
-    return out
+    t_low, t_high = over_seeds(each, level)
+    return {
+        "estimate": estimate,
+        "low": low,
+        "high": high,
+        "t_low": t_low,
+        "t_high": t_high,
+        "seeds": len(seeds),
+    }

@@ -1,12 +1,10 @@
-"""Numbers from recorded sums: ratios divided once, intervals over groups of text, and frontiers
-compared. No torch.
-"""
+"""Metrics from recorded sums: ratios, divided once. No torch."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
-Sums = Mapping[str, np.ndarray | list]
+SumsByGroup = Mapping[str, np.ndarray | list]  # a sum a group of text, by name
 
 
 def divide(a, b) -> np.ndarray:
@@ -15,7 +13,7 @@ def divide(a, b) -> np.ndarray:
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
 
 
-def ratios(sums: Sums) -> dict:
+def ratios(sums: SumsByGroup) -> dict:
     """Metrics from sums over groups of text, `(…, groups)`: summed over the last axis, then divided
     once.
 

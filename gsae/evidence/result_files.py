@@ -15,16 +15,14 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from gsae.evidence import metrics, run, run_files
+from gsae.evidence import run, run_files
 from gsae.evidence.provenance import EvidenceError
-from gsae.system import files
 
-SCHEMA = 1
 KIND = "result"
-FIELDS = (
+RESULT_SCHEMA = 1
+RESULT_FIELDS = (
     "schema",
     "kind",
     "recipe",
@@ -39,11 +37,11 @@ FIELDS = (
 LONGEST = 200  # numbers in one list of `values`
 # Raised by hand whenever code that can move an experiment's numbers changes; 1 for an experiment
 # that is not named.
-RECIPES: dict[str, int] = {}
+RESULT_RECIPES: dict[str, int] = {}
 
 
 def recipe(experiment: str) -> int:
-    return RECIPES.get(experiment, 1)
+    return RESULT_RECIPES.get(experiment, 1)
 
 
 def result_id(experiment: str, settings: Mapping, recipe: int) -> str:
@@ -52,51 +50,50 @@ def result_id(experiment: str, settings: Mapping, recipe: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def find(experiment: str, settings: Mapping, scale: str) -> Path | None:
+def find_result(experiment: str, settings: Mapping, scale: str) -> Path | None:
     """The file of a result of the current recipe; None where there is none."""
     path = run_files.path(scale, experiment, result_id(experiment, settings, recipe(experiment)))
     return path if path.exists() else None
 
 
 def _plain(value) -> bool:
-    return (
-        value is None
-        or isinstance(value, str | bool | int)
-        or (isinstance(value, float) and math.isfinite(value))
-    )
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | bool | int)
 
 
-def _number(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _numbers(value) -> bool:
+    """Whether a value is a finite number, or a list of them that is not too long."""
+    numbers = value if isinstance(value, list) else [value]
+    finite = (isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    return len(numbers) <= LONGEST and all(finite)
 
 
-def validate(record: dict) -> list[str]:
+def result_problems(record: dict) -> list[str]:
     """What is wrong with a record, in words; an empty list when nothing is."""
-    if missing := [k for k in FIELDS if k not in record]:
+    missing = [field for field in RESULT_FIELDS if field not in record]
+    if missing:
         return [f"lacks {', '.join(missing)}"]
     problems = []
-    if (record["schema"], record["kind"]) != (SCHEMA, KIND):
+    if (record["schema"], record["kind"]) != (RESULT_SCHEMA, KIND):
         problems.append(
             f"is {record['kind']!r} of schema {record['schema']}, this reads {KIND!r} of schema "
-            f"{SCHEMA}"
+            f"{RESULT_SCHEMA}"
         )
-    if bad := [k for k, v in record["settings"].items() if not _plain(v)]:
+    bad = [name for name, value in record["settings"].items() if not _plain(value)]
+    if bad:
         problems.append(f"settings {', '.join(bad)} are not plain values")
     elif result_id(record["experiment"], record["settings"], record["recipe"]) != record["id"]:
         problems.append("its id is not the hash of its settings: a setting was edited")
-    for name, value in record["values"].items():
-        numbers = value if isinstance(value, list) else [value]
-        if len(numbers) > LONGEST or not all(map(_number, numbers)):
-            problems.append(f"its {name} is not a finite number or a list of at most {LONGEST}")
-    sums = {k: np.array(v, float) for k, v in record["sums"].items()}
-    if len({len(v) for v in sums.values()}) > 1:
+    problems += [
+        f"its {name} is not a finite number or a list of at most {LONGEST}"
+        for name, value in record["values"].items()
+        if not _numbers(value)
+    ]
+    if run_files.uneven(record["sums"]):
         problems.append("its sums have groups of different number")
-    elif sums:
-        for name, value in metrics.ratios(sums).items():
-            if name in record["values"] and not np.isclose(
-                record["values"][name], value, rtol=1e-5, atol=1e-7
-            ):
-                problems.append(f"its {name} is {record['values'][name]}, its sums give {value}")
+    elif record["sums"]:
+        problems += run_files.contradictions(record["values"], record["sums"])
     return problems
 
 
@@ -114,7 +111,7 @@ def write_result(
     Args:
         settings: plain values that name the result; with the recipe they make its id.
         values: numbers, or lists of at most 200.
-        provenance: of gsae.evidence.run_files.provenance.
+        provenance: of gsae.evidence.provenance.provenance.
         sums: raw sums for each group of text, equal lengths; `values` must agree with their ratios.
         force: write a scale other than smoke from a tree with uncommitted changes.
 
@@ -122,33 +119,31 @@ def write_result(
         EvidenceError: when the result is invalid, or comes from a changed tree at a scale other
             than smoke.
     """
-    at = run.scale(scale)
+    scale = run.scale(scale)
     record = {
-        "schema": SCHEMA,
+        "schema": RESULT_SCHEMA,
         "kind": KIND,
         "recipe": recipe(experiment),
         "id": result_id(experiment, settings, recipe(experiment)),
         "experiment": experiment,
-        "scale": at,
+        "scale": scale,
         "settings": dict(settings),
         "values": dict(values),
         "sums": dict(sums or {}),
         "provenance": dict(provenance),
     }
-    if problems := validate(record):
+    problems = result_problems(record)
+    if problems:
         raise EvidenceError(f"result {record['id']} of {experiment}: {'; '.join(problems)}")
-    if at != "smoke" and record["provenance"].get("dirty", True) and not force:
+    if scale != "smoke" and record["provenance"].get("dirty", True) and not force:
         raise EvidenceError(
             f"result {record['id']} of {experiment} comes from a tree with uncommitted changes: "
             "commit, then run again"
         )
-    target = run_files.path(at, experiment, record["id"])
-    with files.replacing(target) as temporary:
-        temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
-    return target
+    return run_files.place(record)
 
 
-def _parse(file: Path) -> dict:
+def _parsed(file: Path) -> dict:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -161,8 +156,8 @@ def read_result(file: Path) -> dict:
     """A checked record. Raises EvidenceError, naming the file, where it is damaged or was
     edited.
     """
-    record = _parse(file)
-    problems = validate(record)
+    record = _parsed(file)
+    problems = result_problems(record)
     if not problems and file.stem != record["id"]:
         problems = [f"holds the result {record['id']}"]
     if problems:
@@ -172,32 +167,41 @@ def read_result(file: Path) -> dict:
     return record
 
 
-def load(experiment: str, scale: str | None = None) -> pd.DataFrame:
+def _row(file: Path, record: dict) -> dict:
+    """A result as a row of `load_results`."""
+    settings, values = record["settings"], record["values"]
+    both = set(settings) & set(values)
+    if both:
+        raise EvidenceError(f"{file}: {', '.join(sorted(both))} is both a setting and a value")
+    current = record["recipe"] == recipe(file.parent.name)
+    return {
+        **settings,
+        **values,
+        "status": "done" if current else "old recipe",
+        "id": record["id"],
+        "file": f"{file.parent.name}/{file.name}",
+        "sums": record["sums"],
+        "provenance": record["provenance"],
+    }
+
+
+def load_results(experiment: str, scale: str | None = None) -> pd.DataFrame:
     """One row a result on record: settings, values, `status` ("done" or "old recipe"), `id`,
     `file`, and the objects `sums`, `provenance`. Sorted by settings; empty, with those last
     columns, where nothing is on record.
 
     A value that bears a setting's name is an error of the writer and raises EvidenceError.
     """
-    at, rows = run.scale(scale), []
-    names: list[str] = []
-    for file in sorted((run_files.root(at) / experiment).glob("[!.]*.json")):
-        if "run" in _parse(file):  # a run file in the same folder
+    rows: list[dict] = []
+    settings: dict[str, None] = {}  # their names, in the order of the files
+    folder = run_files.root(run.scale(scale)) / experiment
+    for file in sorted(folder.glob("[!.]*.json")):
+        if "run" in _parsed(file):  # a run file in the same folder
             continue
         record = read_result(file)
-        if both := set(record["settings"]) & set(record["values"]):
-            raise EvidenceError(f"{file}: {', '.join(sorted(both))} is both a setting and a value")
-        names += [k for k in record["settings"] if k not in names]
-        status = "done" if record["recipe"] == recipe(experiment) else "old recipe"
-        row = {**record["settings"], **record["values"], "status": status, "id": record["id"]}
-        rows.append(
-            row
-            | {
-                "file": f"{experiment}/{file.name}",
-                **{k: record[k] for k in ("sums", "provenance")},
-            }
-        )
-    frame = pd.DataFrame(
-        rows, columns=None if rows else ["status", "id", "file", "sums", "provenance"]
-    )
-    return frame.sort_values(names, ignore_index=True) if names else frame
+        rows.append(_row(file, record))
+        settings |= dict.fromkeys(record["settings"])
+    if not rows:
+        return pd.DataFrame(columns=["status", "id", "file", "sums", "provenance"])
+    frame = pd.DataFrame(rows)
+    return frame.sort_values(list(settings), ignore_index=True) if settings else frame

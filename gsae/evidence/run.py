@@ -12,6 +12,8 @@ from pathlib import Path
 SITES = ("mlp_out", "attn_z", "resid_post", "mlp_neurons")
 # Raised by hand whenever code that can move an architecture's numbers changes.
 RECIPES = {"baseline": 1, "gated": 1}
+# The ablation switches, which the gated architecture alone has.
+SWITCHES = ("tie", "freeze", "auxiliary", "step", "centre_grad", "magnitude_l1")
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,8 @@ class Run:
     lr: float = 1e-3  # D12
     lam_warmup: float = 0.05  # D5: share of the steps over which lambda rises linearly
     lr_warmup: int = 1000  # D7: steps from 0.1x to 1x, at most 2 % of the run
-    lr_decay: float = (
-        0.2  # D6: share of the steps, at the end, over which the rate falls linearly to 0
-    )
-    resample: tuple[float, ...] = (
-        0.15,
-        0.30,
-    )  # D8: shares of the run at which dead latents are resampled
+    lr_decay: float = 0.2  # D6: share of the steps, at the end, over which it falls linearly to 0
+    resample: tuple[float, ...] = (0.15, 0.30)  # D8: shares of the run; dead latents are resampled
     eval_tokens: int = 200_000
     ce_tokens: int = 32_768
 
@@ -58,11 +55,8 @@ class Run:
             raise ValueError(
                 f"unknown architecture {self.arch!r}: expected one of {', '.join(RECIPES)}"
             )
-        if (
-            min(self.M, self.tokens, self.batch, self.context - 1) < 1
-            or self.lam < 0
-            or self.lr <= 0
-        ):
+        positive = min(self.M, self.tokens, self.batch, self.context - 1) >= 1
+        if not positive or self.lam < 0 or self.lr <= 0:
             raise ValueError(
                 f"M, tokens and batch must be positive, context above 1, lam >= 0, lr > 0: {self}"
             )
@@ -76,8 +70,7 @@ class Run:
     @property
     def switches(self) -> dict:
         """The ablation switches, as arguments of the architecture's constructor."""
-        names = ("tie", "freeze", "auxiliary", "step", "centre_grad", "magnitude_l1")
-        return {k: getattr(self, k) for k in names} if self.arch == "gated" else {}
+        return {name: getattr(self, name) for name in SWITCHES} if self.arch == "gated" else {}
 
     @property
     def read(self) -> tuple:
@@ -115,7 +108,8 @@ class Run:
     def id_at(self, recipe: int, corpus: dict | None = None, lm: str | None = None) -> str:
         """The id under a recipe and, where given, the hashes that a record names."""
         known_corpus, known_lm = sources(self.lm, self.context)
-        corpus, lm = known_corpus if corpus is None else corpus, known_lm if lm is None else lm
+        corpus = known_corpus if corpus is None else corpus
+        lm = known_lm if lm is None else lm
         text = json.dumps([asdict(self), recipe, corpus, lm], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -125,12 +119,14 @@ class Run:
         know.
         """
         known = {f.name for f in fields(cls)}
-        if unknown := set(record) - known:
+        unknown = set(record) - known
+        if unknown:
             raise ValueError(
                 f"a run has unknown fields {', '.join(sorted(unknown))}: known are "
                 f"{', '.join(sorted(known))}"
             )
-        return cls(**record | {"resample": tuple(record.get("resample", cls.resample))})
+        resample = tuple(record.get("resample", cls.resample))  # a list, in json
+        return cls(**(record | {"resample": resample}))
 
 
 @cache
@@ -145,18 +141,16 @@ def sources(lm: str, context: int) -> tuple[dict, str]:
     model.
     """
     corpora = manifest().get("corpora", {}).get(lm, {})
-    return {k: v for k, v in corpora.items() if k.endswith(f"-{context}")}, manifest().get(
-        "lms", {}
-    ).get(lm, "")
+    corpus = {name: value for name, value in corpora.items() if name.endswith(f"-{context}")}
+    return corpus, manifest().get("lms", {}).get(lm, "")
 
 
 def grid(base: Run, **axes: Iterable) -> list[Run]:
     """Every combination of the axes' values on `base`: `grid(run, lam=[.1, .2], seed=[0, 1])` is
     four runs.
     """
-    return [
-        replace(base, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())
-    ]
+    combinations = (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
+    return [replace(base, **values) for values in combinations]
 
 
 def rounded(lam: float) -> float:
@@ -175,12 +169,7 @@ def wider(run: Run) -> Run:
     """The baseline of the paper's comparisons: 1.5 times the gated width, for equal compute
     (section 4.1).
     """
-    paper = Run()
-    plain = {
-        k: getattr(paper, k)
-        for k in ("tie", "freeze", "auxiliary", "step", "centre_grad", "magnitude_l1")
-    }
-    return replace(run, arch="baseline", M=run.M * 3 // 2, **plain)
+    return replace(run, arch="baseline", M=run.M * 3 // 2, **Run().switches)
 
 
 def both(runs: Sequence[Run], share: float = 1.0) -> list[Run]:

@@ -4,19 +4,17 @@ No torch.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from gsae.evidence import metrics
-from gsae.evidence import run as run_module
+from gsae.evidence import metrics, run
 from gsae.evidence.provenance import CHECKOUT, EvidenceError
 from gsae.evidence.run import RECIPES, Run
 from gsae.system import files
-from gsae.system.files import cache_dir
 
 SCHEMA = 1
 FIELDS = (
@@ -38,10 +36,12 @@ def root(scale: str) -> Path:
     """Where a scale's run files are: in the repository, or in the cache for smoke and where gsae is
     installed without its repository, as on Colab. GSAE_EVIDENCE overrides both.
     """
-    if own := os.environ.get("GSAE_EVIDENCE"):
-        return Path(own) / scale
-    cached = scale == "smoke" or not (CHECKOUT / "pyproject.toml").exists()
-    return (cache_dir() / "evidence" if cached else CHECKOUT / "book" / "evidence") / scale
+    chosen = os.environ.get("GSAE_EVIDENCE")
+    if chosen:
+        return Path(chosen) / scale
+    if scale == "smoke" or not (CHECKOUT / "pyproject.toml").exists():
+        return files.cache_dir() / "evidence" / scale
+    return CHECKOUT / "book" / "evidence" / scale
 
 
 def path(scale: str, experiment: str, run_id: str) -> Path:
@@ -53,34 +53,55 @@ def find(run_id: str, scale: str) -> Path | None:
     return next(root(scale).glob(f"*/{run_id}.json"), None)
 
 
+def uneven(sums: Mapping[str, list]) -> bool:
+    """Whether sums are of different numbers of groups of text."""
+    return len({len(groups) for groups in sums.values()}) > 1
+
+
+def contradictions(
+    values: Mapping[str, float], sums: Mapping[str, list], equal_nan: bool = False
+) -> list[str]:
+    """The values that are not what the sums give, in words."""
+    given = metrics.ratios({name: np.array(groups, float) for name, groups in sums.items()})
+    return [
+        f"its {name} is {values[name]}, its sums give {value}"
+        for name, value in given.items()
+        if name in values
+        and not np.isclose(values[name], value, rtol=1e-5, atol=1e-7, equal_nan=equal_nan)
+    ]
+
+
 def validate(record: dict) -> list[str]:
     """What is wrong with a record, in words; an empty list when nothing is."""
-    if missing := [k for k in FIELDS if k not in record]:
+    missing = [field for field in FIELDS if field not in record]
+    if missing:
         return [f"lacks {', '.join(missing)}"]
     problems = []
     if record["schema"] != SCHEMA:
         problems.append(f"has schema {record['schema']}, this version reads {SCHEMA}")
     try:
-        run = Run.of(record["run"])
-        if (
-            run.id_at(
-                record["recipe"], record["provenance"].get("corpus"), record["provenance"].get("lm")
-            )
-            != record["id"]
-        ):
+        known = Run.of(record["run"])
+        corpus, lm = (record["provenance"].get(field) for field in ("corpus", "lm"))
+        if known.id_at(record["recipe"], corpus, lm) != record["id"]:
             problems.append("its id is not the hash of its fields: a field was edited")
     except (TypeError, ValueError) as error:
         problems.append(str(error))
-    if len({len(v) for v in record["sums"].values()}) > 1:
+    if uneven(record["sums"]):
         problems.append("its sums have groups of different number")
-    for name, value in metrics.ratios({k: np.array(v) for k, v in record["sums"].items()}).items():
-        if name in record["metrics"] and not np.isclose(
-            record["metrics"][name], value, rtol=1e-5, atol=1e-7, equal_nan=True
-        ):
-            problems.append(f"its {name} is {record['metrics'][name]}, its sums give {value}")
-    if bad := [k for k, v in record["metrics"].items() if not np.isfinite(v)]:
+    # A metric that is NaN is told of below, once.
+    problems += contradictions(record["metrics"], record["sums"], equal_nan=True)
+    bad = [name for name, value in record["metrics"].items() if not np.isfinite(value)]
+    if bad:
         problems.append(f"{', '.join(bad)} not finite")
     return problems
+
+
+def place(record: dict) -> Path:
+    """Write a checked record of a run or result to its place, whole or not at all."""
+    target = path(record["scale"], record["experiment"], record["id"])
+    with files.replacing(target) as temporary:
+        temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
+    return target
 
 
 def write(record: dict, force: bool = False) -> Path:
@@ -91,16 +112,14 @@ def write(record: dict, force: bool = False) -> Path:
             than smoke.
         gsae.system.files.WriteError: where the disk is full.
     """
-    if problems := validate(record):
+    problems = validate(record)
+    if problems:
         raise EvidenceError(f"run {record.get('id')}: {'; '.join(problems)}")
     if record["scale"] != "smoke" and record["provenance"]["dirty"] and not force:
         raise EvidenceError(
             f"run {record['id']} comes from a tree with uncommitted changes: commit, then run again"
         )
-    target = path(record["scale"], record["experiment"], record["id"])
-    with files.replacing(target) as temporary:
-        temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
-    return target
+    return place(record)
 
 
 def read(file: Path) -> dict:
@@ -121,29 +140,43 @@ def read(file: Path) -> dict:
     return record
 
 
+def newest(wanted: Run, scale: str) -> Path | None:
+    """The run's file under the newest recipe that it was trained with; None where there is none."""
+    for recipe in range(RECIPES[wanted.arch], 0, -1):
+        file = find(wanted.id_at(recipe), scale)
+        if file:
+            return file
+    return None
+
+
+def recorded(record: dict) -> dict:
+    """What a record adds to the fields of its run, for a row of `load`."""
+    current = record["recipe"] == RECIPES[record["run"]["arch"]]
+    curve = record["curve"]
+    return {
+        **record["metrics"],
+        "status": "done" if current else "old recipe",
+        "id": record["id"],
+        "sums": record["sums"],
+        "density": record["density"],
+        "provenance": record["provenance"],
+        "top_share": record.get("store", {}).get("top_share"),
+        "curve": pd.DataFrame(curve["rows"], columns=curve["columns"]),
+        "file": f"{record['experiment']}/{record['id']}.json",
+    }
+
+
 def load(runs: Iterable[Run], scale: str | None = None) -> pd.DataFrame:
     """One row a run: fields, metrics, `status` ("done", "old recipe", "missing") and the objects
     `sums, curve, density, provenance`. `top_share` is what the largest one in a thousand training
     activations hold of the squared norm.
     """
-    at = run_module.scale(scale)
+    scale = run.scale(scale)
     rows = []
-    for run in runs:
-        row = {"id": run.id, **asdict(run), "scale": at, "status": "missing"}
-        recipes = range(RECIPES[run.arch], 0, -1)
-        found = next((f for recipe in recipes if (f := find(run.id_at(recipe), at))), None)
-        if found:
-            record = read(found)
-            current = record["recipe"] == RECIPES[run.arch]
-            row |= record["metrics"] | {
-                "status": "done" if current else "old recipe",
-                "id": record["id"],
-            }
-            row |= {k: record[k] for k in ("sums", "density", "provenance")}
-            row["top_share"] = record.get("store", {}).get("top_share")
-            row["curve"] = pd.DataFrame(record["curve"]["rows"], columns=record["curve"]["columns"])
-            row["file"] = f"{record['experiment']}/{record['id']}.json"
-        rows.append(row)
+    for wanted in runs:
+        row = {"id": wanted.id, **asdict(wanted), "scale": scale, "status": "missing"}
+        file = newest(wanted, scale)
+        rows.append(row | recorded(read(file)) if file else row)
     frame = pd.DataFrame(rows)
     for column in ("sums", "curve", "density", "provenance", "l0", "loss_recovered", "gamma"):
         if column not in frame:

@@ -1,6 +1,4 @@
-"""Streaming sums over the evaluation set, kept apart for 128 groups of text and divided once; the
-scale of a store.
-"""
+"""Streaming sums over the evaluation set, kept apart for 128 groups of text and divided once."""
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +17,11 @@ ACTIVATION_SUMS = (
     "l0",
 )
 CE_SUMS = ("ce_tokens", "ce_clean", "ce_zero", "ce_mean", "ce_sae")
+
+
+def nine_digits(number: float) -> float:
+    """What is recorded of a sum: nine significant digits."""
+    return float(f"{number:.9g}")
 
 
 class Sums:
@@ -91,4 +94,4 @@ class Sums:
 
     def to_dict(self) -> dict[str, list[float]]:
         """The sums as plain lists of 128 numbers, to nine significant digits."""
-        return {k: [float(f"{x:.9g}") for x in v.tolist()] for k, v in self.sums.items()}
+        return {name: [nine_digits(n) for n in v.tolist()] for name, v in self.sums.items()}

@@ -89,7 +89,7 @@ def table(kind: str, experiment: str, scale: str | None = None) -> pd.DataFrame:
     recipe = result_files.recipe(kind)
     rows = pd.DataFrame(settings)
     rows["id"] = [result_files.result_id(kind, each, recipe) for each in settings]
-    results = result_files.load(kind, scale)
+    results = result_files.load_results(kind, scale)
     measured = [column for column in results if column not in rows]
     rows = rows.merge(results[["id", *measured]], "left", on="id")
     rows = rows.merge(

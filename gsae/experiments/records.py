@@ -24,7 +24,9 @@ def missing_results(kind: str, wanted: Iterable[dict], scale: str) -> list[dict]
     """Those of the wanted results of one kind, each given by its settings, that are not on
     record.
     """
-    return [settings for settings in wanted if result_files.find(kind, settings, scale) is None]
+    return [
+        settings for settings in wanted if result_files.find_result(kind, settings, scale) is None
+    ]
 
 
 def reads_only() -> bool:

@@ -174,7 +174,7 @@ def compute_controls(
         seconds = time.monotonic() - began
         measured = values | changed.summary(), sums
         write(CONTROLS, settings, measured, row, sae, seconds, scale, force)
-    return result_files.load(CONTROLS, scale)
+    return result_files.load_results(CONTROLS, scale)
 
 
 def compute_pursuits(
@@ -205,7 +205,7 @@ def compute_pursuits(
         if records.missing_results(ITO, wanted, scale):
             todo.append(row)
     if not todo:
-        return result_files.load(ITO, scale)
+        return result_files.load_results(ITO, scale)
     on_tokens = Site(replace(site.run, ce_tokens=tokens), site.model)
     on_tokens.store = site.store
     shorter = Evaluation(on_tokens)
@@ -217,7 +217,7 @@ def compute_pursuits(
             settings = follow_ups.pursuit_settings(row.id, s, tokens)
             seconds = (time.monotonic() - began) / len(pursued)
             write(ITO, settings, measured, row, sae, seconds, scale, force)
-    return result_files.load(ITO, scale)
+    return result_files.load_results(ITO, scale)
 
 
 def finished_runs(runs: pd.DataFrame, site: Site) -> Iterator:

@@ -136,7 +136,7 @@ def known_dictionary(scale: str | None = None, *, force: bool = False) -> pd.Dat
     are missing.
 
     With GSAE_TRAIN=never nothing is computed. Returns one row a result: settings, the values of
-    `recovery`, the columns of gsae.evidence.result_files.load, and `scale`.
+    `recovery`, the columns of gsae.evidence.result_files.load_results, and `scale`.
 
     Raises:
         EvidenceError: where results of a scale other than smoke could not be traced to a commit;
@@ -153,7 +153,7 @@ def known_dictionary(scale: str | None = None, *, force: bool = False) -> pd.Dat
     if records.to_be_made(missing, scale, force):
         for cell in tqdm(trained_together(missing), desc="known dictionary", disable=None):
             compute_and_write(cell, scale, force)
-    return result_files.load(KNOWN, scale).assign(scale=scale)
+    return result_files.load_results(KNOWN, scale).assign(scale=scale)
 
 
 def compute_and_write(cell: list[dict], scale: str, force: bool) -> None:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gsae.evidence import intervals
+from gsae.evidence.run_files import done
 from gsae.evidence.verdict import about, count, span
 
 COLOURS = {
@@ -44,35 +45,40 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
+def values(column: pd.Series) -> str:
+    """The different numbers of a column, with their thousands apart."""
+    return " and ".join(f"{value:,}" for value in sorted(column.unique()))
+
+
 def caption(df: pd.DataFrame) -> str:
     """Scale, seeds, tokens, lambdas (of a series and place) and widths of the runs drawn, a
     pursuit's text, and how many are missing.
     """
-    missing = int((df["status"] == "missing").sum())
     series = [c for c in ("lm", "site", "layer", "series", "arch") if c in df]
     lams = span(df.groupby(series)["lam"].nunique())
-    text = f"{about(df)}, {lams} lambda{'s' * (lams != '1')}, "
-    text += f"M = {' and '.join(f'{m:,}' for m in sorted(df['M'].unique()))}"
-    text += (
-        f", on {count(int(df['pursuit_tokens'].max()))} tokens of text"
-        if "pursuit_tokens" in df
-        else ""
-    )
-    text += {"smoke": ". A test of the code, not a result"}.get(df["scale"].iloc[0], "")
-    return text + (f". MISSING: {missing} of {len(df)} runs" if missing else "")
+    text = f"{about(df)}, {lams} lambda{'s' * (lams != '1')}, M = {values(df['M'])}"
+    if "pursuit_tokens" in df:
+        text += f", on {count(int(df['pursuit_tokens'].max()))} tokens of text"
+    if df["scale"].iloc[0] == "smoke":
+        text += ". A test of the code, not a result"
+    missing = int((df["status"] == "missing").sum())
+    if missing:
+        text += f". MISSING: {missing} of {len(df)} runs"
+    return text
 
 
-def arms(df: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+def by_arch(df: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
     """Each architecture's finished runs, by rising L0."""
+    finished = done(df)
     for arch in ("baseline", "gated"):
-        rows = df[(df["arch"] == arch) & (df["status"] != "missing")]
+        rows = finished[finished["arch"] == arch]
         if len(rows):
             yield arch, rows.sort_values("l0")
 
 
 def finish(figure: Figure, axes: Axes, df: pd.DataFrame, x: str, y: str, title: str = "") -> Figure:
     axes.set(xlabel=x, ylabel=y, title=title)
-    if not (df["status"] != "missing").any():
+    if not len(done(df)):
         axes.text(0.5, 0.5, "no run on record at this scale", transform=axes.transAxes, ha="center")
     elif axes.get_legend_handles_labels()[0]:
         axes.legend()
@@ -97,19 +103,25 @@ def loss_axes(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{1 - v:.4g}"))
 
 
+def missing_share(recovered: pd.Series) -> pd.Series:
+    """1 - loss recovered: what the log axis of `loss_axes` shows."""
+    return 1 - recovered
+
+
 def points(axes: Axes, df: pd.DataFrame, y: str, transform: Callable = lambda v: v) -> None:
     """Every finished run with its 95 % bootstrap interval in L0 and `y`; seeds of an arm share its
     colour.
     """
-    for arch, rows in arms(df):
+    for arch, rows in by_arch(df):
         bounds = intervals.intervals(rows, ["l0", y])
-        for seed, (_, one) in enumerate(rows.groupby("seed")):
-            b, value = bounds.loc[one.index], transform(one[y])
-            ends = np.stack([transform(b[f"{y}_low"]), transform(b[f"{y}_high"])])
-            across = np.abs(np.stack([b["l0_low"], b["l0_high"]]) - one["l0"].to_numpy())
-            upward = np.abs(np.sort(ends, 0) - value.to_numpy())
+        for seed, (_, runs) in enumerate(rows.groupby("seed")):
+            ends = bounds.loc[runs.index]
+            value = transform(runs[y])
+            sides = [transform(ends[f"{y}_low"]), transform(ends[f"{y}_high"])]
+            upward = np.abs(np.sort(np.stack(sides), 0) - value.to_numpy())
+            across = np.abs(np.stack([ends["l0_low"], ends["l0_high"]]) - runs["l0"].to_numpy())
             axes.errorbar(
-                one["l0"],
+                runs["l0"],
                 value,
                 upward,
                 across,
@@ -128,8 +140,8 @@ def pareto(df: pd.DataFrame, title: str = "") -> Figure:
     is better.
     """
     figure, axes = plt.subplots()
-    points(axes, df, "loss_recovered", lambda v: 1 - v)
-    if (df["status"] != "missing").any():
+    points(axes, df, "loss_recovered", missing_share)
+    if len(done(df)):
         loss_axes(axes)
     return finish(figure, axes, df, L0, LOSS, title)
 
@@ -140,7 +152,7 @@ def shrinkage(df: pd.DataFrame, title: str = "") -> Figure:
     figure, axes = plt.subplots()
     points(axes, df, "gamma")
     axes.axhline(1, color=COLOURS["truth"], lw=0.9, ls="--")
-    if (df["status"] != "missing").any():
+    if len(done(df)):
         axes.set_xscale("log")
         plain_log(axes.xaxis)
     return finish(figure, axes, df, L0, "relative reconstruction bias gamma", title)
@@ -153,12 +165,10 @@ def lines(
     """Columns of a table against one of them; `ys` maps a column to the name of its colour."""
     figure, axes = plt.subplots()
     for i, (column, colour) in enumerate(ys.items()):
-        width = 1.4 + 3 * (
-            len(ys) - 1 - i
-        )  # where lines coincide, the one below shows on both sides
-        axes.plot(
-            table[x], table[column], label=column, color=COLOURS.get(colour, colour), lw=width
-        )
+        # Where lines coincide, the one below shows on both sides.
+        width = 1.4 + 3 * (len(ys) - 1 - i)
+        colour = COLOURS.get(colour, colour)
+        axes.plot(table[x], table[column], label=column, color=colour, lw=width)
     axes.set(xlabel=x, ylabel=ylabel, title=title, **({"xscale": "log"} if log else {}))
     axes.legend()
     return figure
@@ -171,14 +181,8 @@ def histogram(
     """Overlaid histograms of named samples; a name that is an architecture takes its colour."""
     figure, axes = plt.subplots()
     for i, (name, sample) in enumerate(values.items()):
-        axes.hist(
-            np.asarray(sample),
-            bins,
-            histtype="step",
-            label=name,
-            color=COLOURS.get(name, f"C{i}"),
-            lw=1.4,
-        )
+        colour = COLOURS.get(name, f"C{i}")
+        axes.hist(np.asarray(sample), bins, histtype="step", label=name, color=colour, lw=1.4)
     axes.set(xlabel=xlabel, ylabel="count", title=title)
     axes.legend()
     return figure

@@ -59,7 +59,9 @@ def wanted(run: str, at: str) -> list[dict]:
 
 def missing(run: str, at: str) -> list[dict]:
     """Those of an SAE's scores that are not on record."""
-    return [named for named in wanted(run, at) if result_files.find(SCORES, named, at) is None]
+    return [
+        named for named in wanted(run, at) if result_files.find_result(SCORES, named, at) is None
+    ]
 
 
 def folder(scale: str | None = None) -> Path:
@@ -105,7 +107,7 @@ def table(scale: str | None = None) -> pd.DataFrame:
                 rows.append(place | named | {"id": score_id})
     columns = ["arm", *CELL, "l0", *SETTINGS, "id"]
     rows = pd.DataFrame(rows, columns=columns).astype({"id": object})
-    results = result_files.load(SCORES, at).astype({"id": object})
+    results = result_files.load_results(SCORES, at).astype({"id": object})
     results = results[["id", *(column for column in results if column not in rows)]]
     rows = rows.merge(results, "left", on="id")
     rows["status"] = rows["status"].fillna("missing").astype(str)

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from matplotlib.container import ErrorbarContainer
 
+from gsae import claims
 from gsae.claims import (
     ablations,
-    claims,
     dictionaries,
     method,
     pareto,
@@ -111,7 +111,8 @@ def test_no_shared_range_is_not_tested_and_a_missing_run_not_yet_run():
     apart = pd.DataFrame([run(10, 0.9), run(20, 0.8), run(40, 0.7)])
     assert pareto.frontier(front(1.0), apart).verdict == NOT_TESTED
     found = pareto.frontier(missing(front(0.5, 3)), front(1.0, 3))
-    assert found == verdicts.Verdict(NOT_RUN, "24 of 25 on record")
+    text = "24 of 25 on record"
+    assert (found.verdict, found.ours, found.brief, found.runs) == (NOT_RUN, text, text, "")
     assert pareto.frontier(front(1.0).iloc[:0], front(1.0).iloc[:0]).verdict == NOT_RUN
 
 
@@ -509,7 +510,7 @@ def test_known_dictionary(monkeypatch):
                 },
             }.items()
         ]
-        monkeypatch.setattr(result_files, "load", lambda name, scale: pd.DataFrame(rows))
+        monkeypatch.setattr(result_files, "load_results", lambda name, scale: pd.DataFrame(rows))
         return dictionaries.known_dictionary("cpu").verdict
 
     monkeypatch.setattr(records, "missing_results", lambda kind, wanted, scale: [])

@@ -13,7 +13,8 @@ import yaml
 from test_evidence import record
 
 import gsae
-from gsae.claims import claims, evidence_page, readme
+from gsae import claims
+from gsae.claims import evidence_page, readme
 from gsae.evidence import intervals, result_files, run_files, verdict
 from gsae.evidence.provenance import CHECKOUT
 from gsae.evidence.run import Run
@@ -31,7 +32,10 @@ def pages():
     with pytest.MonkeyPatch.context() as patch:
         found = dict.fromkeys(("estimate", "low", "high", "t_low", "t_high"), 0.1) | {"seeds": 1}
         patch.setattr(intervals, "by_seed", lambda *args, **options: found)
-        return evidence_page.claims("cpu", "../")
+        claims.forget()
+        sections = evidence_page.sections("cpu", "../")
+    claims.forget()  # these verdicts rest on no bootstrap
+    return sections
 
 
 @pytest.fixture
@@ -81,7 +85,7 @@ def test_every_verdict_with_runs_reaches_files_that_exist_with_their_commits_and
     for anchor in exact:
         assert (
             "gsae.claims.method." in pages[anchor][1]
-            and "/blob/main/tests/test_claims.py" in pages[anchor][1]
+            and "/blob/main/tests/claims/test_claims.py" in pages[anchor][1]
         )
 
 
@@ -127,7 +131,7 @@ def test_a_result_brings_its_parent_and_what_is_missing_is_said(own_folder):
 
 def test_the_known_dictionary_lists_what_is_missing(own_folder):
     of = next(c for c in claims.CLAIMS if c.item == "ours")
-    text = evidence_page.claim(of, "smoke", "../")
+    text = evidence_page.section(of, "smoke", "../")
     assert (
         re.search(r"^0 of [1-9]\d* files on record", text, re.M)
         and "gsae run known --scale smoke" in text
@@ -166,19 +170,35 @@ def test_switches_that_differ_from_the_papers_are_named_and_text_is_escaped():
     )
 
 
-def test_a_verdict_notes_what_it_rests_on_only_inside_the_block():
-    df = pd.DataFrame({"status": ["done"]})
-    verdict.unfinished(df)
-    with verdict.noting() as tables:
-        verdict.unfinished(df)
-    verdict.unfinished(df)
-    assert len(tables) == 1 and tables[0] is df
+def test_a_verdict_carries_what_it_rests_on_the_missing_too():
+    df = pd.DataFrame({"status": ["done", "missing"]})
+    assert verdict.unfinished(df) and not verdict.unfinished(df[:1]) and verdict.unfinished(df[:0])
+    (table,) = verdict.not_run(df).tables
+    assert table is df
+
+
+def test_a_claim_is_judged_once_until_the_evidence_changes(own_folder):
+    asked = []
+
+    def judge(scale):
+        asked.append(scale)
+        return verdict.Verdict(verdict.NOT_RUN)
+
+    claim = claims.Claim("item", "sentence", "rule", judge=judge)
+    first = claim.verdict("smoke")
+    assert claim.verdict("smoke") is first and asked == ["smoke"]
+    claim.verdict("cpu")
+    run_files.write(record())
+    assert claim.verdict("smoke") is not first and asked == ["smoke", "cpu", "smoke"]
+    claims.forget()
+    claim.verdict("smoke")
+    assert len(asked) == 4
 
 
 def test_every_run_of_a_scale_is_on_the_page_of_its_home(own_folder):
     shown = {
         name: pd.concat(evidence_page.sweep(name, "cpu").values())
-        for name in evidence_page.sweeps("cpu")
+        for name in evidence_page.with_pages("cpu")
     }
     for name in sweeps.EXPERIMENTS:
         for run in sweeps.runs(name, "cpu")[::9]:
@@ -268,22 +288,25 @@ def test_dead_latents_are_counted_at_the_side():
 
 def test_a_line_a_series_with_the_setting_that_varies_and_shades_by_lambda():
     both = pd.concat([sweep(missing=False), sweep(missing=False, freeze="none")], ignore_index=True)
-    assert [line.label for line in sweep_figures.lines(both)] == [
+    assert [line.label for line in sweep_figures.sweep_lines(both)] == [
         "gated", "baseline, 1.5x as wide", "unfrozen decoder"
     ]  # fmt: skip
     alone = both[both["arch"] == "baseline"]
-    assert [line.label for line in sweep_figures.lines(alone)] == ["baseline, same width"]
+    assert [line.label for line in sweep_figures.sweep_lines(alone)] == ["baseline, same width"]
     rates = pd.DataFrame(
         [finished(Run(lr=lr, lam=lam)) for lr in (1e-3, 3e-4) for lam in (0.1, 0.2)]
     )
-    found = sweep_figures.lines(rates)
+    found = sweep_figures.sweep_lines(rates)
     assert [line.label for line in found] == ["gated, lr 0.001", "gated, lr 0.0003"]
     assert len({line.dash for line in found}) == 2 and len({line.colour for line in found}) == 1
     widths = pd.DataFrame([finished(Run(M=m, lam=lam)) for m in (14, 28) for lam in (0.1, 0.2)])
-    assert [line.label for line in sweep_figures.lines(widths)] == ["gated, M 14", "gated, M 28"]
+    assert [line.label for line in sweep_figures.sweep_lines(widths)] == [
+        "gated, M 14",
+        "gated, M 28",
+    ]
     strengths = [
         strength
-        for _, strength in sweep_figures.shaded(sweep_figures.lines(sweep(missing=False))[0])
+        for _, strength in sweep_figures.shaded(sweep_figures.sweep_lines(sweep(missing=False))[0])
     ]
     assert strengths == sorted(strengths) and strengths[0] < strengths[-1] == 1
 

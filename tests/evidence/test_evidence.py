@@ -222,7 +222,7 @@ def test_figures_of_ratios_and_of_results_say_scale_seeds_and_tokens():
         "cosine": 0.9,
         "scale": "smoke",
     }
-    drawn = arm_figures.known(pd.DataFrame([one, one | {"lam": 0.1}])).get_supxlabel()
+    drawn = arm_figures.known_dictionary(pd.DataFrame([one, one | {"lam": 0.1}])).get_supxlabel()
     assert drawn.endswith("scale smoke, 1 seed, 3,000 tokens a dictionary, M = 72")
 
 
@@ -278,12 +278,12 @@ def test_results_that_were_carried_over_are_those_of_the_same_run_on_less_evalua
 
 
 def test_an_empty_table_still_draws():
-    figure = sites.gammas(records.load("sites", "cpu").iloc[:0])
+    figure = sites.site_gammas(records.load("sites", "cpu").iloc[:0])
     assert "no run" in figure.axes[0].texts[0].get_text()
     base.pareto(records.load("pareto", "cpu")).canvas.draw()
 
 
-@pytest.mark.parametrize("draw", [sites.fronts, sites.gammas])
+@pytest.mark.parametrize("draw", [sites.site_fronts, sites.site_gammas])
 def test_a_panel_a_site_and_layer_and_one_legend(draw):
     runs = sweeps.runs("sites", "cpu")
     cell = [one for one in runs if (one.site, one.layer) == ("attn_z", 20)]
@@ -307,7 +307,7 @@ def test_a_panel_a_site_and_layer_and_one_legend(draw):
 
 def test_one_layer_of_two_language_models_is_two_rows_of_panels():
     df = with_attention()
-    figure = sites.fronts(pd.concat([df, df.assign(lm="other")], ignore_index=True))
+    figure = sites.site_fronts(pd.concat([df, df.assign(lm="other")], ignore_index=True))
     titles = ["\n".join(axes.get_title().split("\n")[:2]) for axes in figure.axes]
     assert len(titles) == len(set(titles)) == 12
     assert {f"{lm}\nattention before W_O, layer 20" for lm in ("smollm2", "other")} < set(titles)
@@ -332,20 +332,20 @@ def test_an_interval_far_off_does_not_squeeze_the_panel_and_no_point_is_outside_
     df.at[points[-1], "sums"]["x_hat_sq"][0] *= 1e4
     panel = next(
         a
-        for a in sites.gammas(df).axes
+        for a in sites.site_gammas(df).axes
         if a.get_title().startswith("attention before W_O, layer 20")
     )
     low, high = panel.get_ylim()
     assert 0.75 < low < 0.8 and 1.3 < high < 1.35
     df["gamma"] = float("nan")
-    sites.gammas(df).canvas.draw()
+    sites.site_gammas(df).canvas.draw()
 
 
 def test_runs_that_recover_all_are_named_where_a_log_axis_has_no_place_for_them():
     df = with_attention()
     df["loss_recovered"] = 0.9
     df.loc[df.index[df["status"] == "done"][0], ["l0", "loss_recovered"]] = 33.2, 1.004
-    drawn = sites.fronts(df).axes
+    drawn = sites.site_fronts(df).axes
     panels = {axes.get_title().split("\n")[0]: [t.get_text() for t in axes.texts] for axes in drawn}
     assert panels["attention before W_O, layer 20"] == ["all recovered:\ngated at 33"]
 

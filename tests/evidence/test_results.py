@@ -28,9 +28,9 @@ def write(settings=SETTINGS, scale="smoke", dirty=False, force=False, **values):
 def test_round_trip():
     path = write()
     other = write(SETTINGS | {"increase": 0.005})
-    assert path != other and result_files.find("controls", SETTINGS, "smoke") == path
-    assert result_files.find("controls", SETTINGS | {"increase": 0.5}, "smoke") is None
-    df = result_files.load("controls", "smoke")
+    assert path != other and result_files.find_result("controls", SETTINGS, "smoke") == path
+    assert result_files.find_result("controls", SETTINGS | {"increase": 0.5}, "smoke") is None
+    df = result_files.load_results("controls", "smoke")
     assert list(df["increase"]) == [0.005, 0.01] and list(df["status"]) == [
         "done",
         "done",
@@ -76,7 +76,7 @@ def test_an_edited_file_is_caught(edit):
         result_files.read_result(path)
     if edit != "cut":
         with pytest.raises(provenance.EvidenceError, match=path.name):
-            result_files.load("controls", "smoke")
+            result_files.load_results("controls", "smoke")
 
 
 def test_what_may_not_be_written(tmp_path):
@@ -97,12 +97,12 @@ def test_run_files_of_the_same_folder_are_left_out_and_older_recipes_labelled(mo
     path.with_name("aaaaaaaaaaaa.json").write_text(
         '{"schema": 1, "recipe": 1, "id": "aaaaaaaaaaaa", "run": {}}'
     )
-    assert len(result_files.load("controls", "smoke")) == 1
-    monkeypatch.setitem(result_files.RECIPES, "controls", 2)
-    assert list(result_files.load("controls", "smoke")["status"]) == ["old recipe"]
-    assert result_files.find("controls", SETTINGS, "smoke") is None
+    assert len(result_files.load_results("controls", "smoke")) == 1
+    monkeypatch.setitem(result_files.RESULT_RECIPES, "controls", 2)
+    assert list(result_files.load_results("controls", "smoke")["status"]) == ["old recipe"]
+    assert result_files.find_result("controls", SETTINGS, "smoke") is None
 
 
 def test_nothing_on_record_is_an_empty_table():
-    df = result_files.load("ito", "smoke")
+    df = result_files.load_results("ito", "smoke")
     assert len(df) == 0 and {"status", "id", "sums"} <= set(df.columns)

@@ -173,7 +173,7 @@ def test_missing_weights_and_other_sites_are_explained(evaluation):
         run_follow_ups.compute_controls(runs, evaluation, "smoke")
     with pytest.raises(ValueError, match="one site at a time"):
         run_follow_ups.compute_pursuits(runs.assign(layer=3), evaluation, "smoke")
-    assert result_files.load("controls", "smoke").empty
+    assert result_files.load_results("controls", "smoke").empty
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_a_whole_experiment_goes_on_without_the_run_that_does_not_agree(
     with pytest.raises(provenance.EvidenceError, match=f"^{recorded[0].id}: no weights that agree"):
         run_follow_ups.follow_up("controls", scale="smoke")
     assert asked == [recorded]
-    df = result_files.load("controls", "smoke")
+    df = result_files.load_results("controls", "smoke")
     assert set(df["run"]) == {recorded[1].id} and df["provenance"][0]["again"]["products"] in (
         "float32",
         "bfloat16",

@@ -113,7 +113,7 @@ def test_a_small_study_is_computed_once_and_shows_shrinkage(monkeypatch):
     assert (df["cosine"] > 0.95).all() and (df["cosine"] <= df["cosine_max"] + 1e-6).all()
     monkeypatch.setattr(run_known_dictionary, "compute", None)  # nothing is computed again
     assert run_known_dictionary.known_dictionary("smoke")["id"].tolist() == df["id"].tolist()
-    assert result_files.load("known", "smoke")["provenance"][0]["commit"]
+    assert result_files.load_results("known", "smoke")["provenance"][0]["commit"]
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu", "paper"])
