@@ -264,7 +264,7 @@ def test_a_buffer_makes_room_on_a_small_gpu(monkeypatch, count, where):
     place.__dict__["store"] = numbered()
     held, buffer = cost.held_bytes(run), limits.BUFFER * limits.row_bytes(run)
     room = count * held + cost.work_bytes(run, count, lm=False) + (buffer if count > 1 else 0)
-    monkeypatch.setattr(site_module, "gpu_memory", lambda: room / gpu_parts.USABLE * 1.0001)
+    monkeypatch.setattr(site_module.devices, "gpu_memory", lambda: room / gpu_parts.USABLE * 1.0001)
     for part in place.parts(runs):
         assert len(part.runs) == count
         place.make_room(list(part.runs))
