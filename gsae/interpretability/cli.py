@@ -3,7 +3,6 @@ the page to rate on, and the result.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Container, Mapping, Sequence
@@ -193,7 +192,7 @@ def study_score(args: argparse.Namespace) -> int:
     print(rating_report.text(analysis))
     if args.json:
         record = {"schema": rating_files.SCHEMA, "study": key["study"], **without_nan(analysis)}
-        files.write_text(args.json, json.dumps(record, indent=1, allow_nan=False) + "\n")
+        files.write_json(args.json, record, indent=1, allow_nan=False, end="\n")
     return 0
 
 

@@ -93,8 +93,7 @@ def save(data: dict, path: str | Path) -> Path:
     problems = validate(data)
     if problems:
         raise DataError(f"not written to {path}: {'; '.join(problems[:5])}")
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    files.write_text(path, text + "\n")
+    files.write_json(path, data, separators=(",", ":"), allow_nan=False, end="\n")
     return path
 
 

@@ -3,7 +3,6 @@ text and shipped.
 """
 
 import hashlib
-import json
 import math
 import time
 from pathlib import Path
@@ -131,8 +130,7 @@ def train(out: Path | None = None, tokens: int = TOKENS, seed: int = 0) -> Path:
         **held_out(model, test),
         "curve": curve,
     }
-    with files.replacing(out / "training.json") as temporary:
-        temporary.write_text(json.dumps(record) + "\n")
+    files.write_json(out / "training.json", record, end="\n")
     return out
 
 

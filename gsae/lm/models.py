@@ -17,8 +17,8 @@ from gsae.lm import smollm2, tl_legacy
 from gsae.lm.names import MINI, NAMES, TOKENIZERS, hook
 from gsae.lm.splice import Splice
 from gsae.system import hub_access, wheels
-from gsae.system.devices import has_bfloat16
-from gsae.system.hub_access import _quiet
+from gsae.system.devices import has_bfloat16, training_device
+from gsae.system.hub_access import without_progress_bar
 
 
 class ModelError(RuntimeError):
@@ -181,7 +181,7 @@ def load(
 
 
 def _device(device: str) -> str:
-    default = "cuda" if torch.cuda.is_available() else "cpu"
+    default = training_device()
     if device == "auto":
         return os.environ.get("GSAE_LM_DEVICE") or default
     return default if device == "auto-split" else device
@@ -203,7 +203,7 @@ def _boot(
     name: str, device: str, dtype: torch.dtype, device_map: str | dict | None
 ) -> tuple[TransformerBridge, str | None]:
     """A model of the hub or of a folder, and the commit of its weights."""
-    with _remedy(name), _quiet():
+    with _remedy(name), without_progress_bar():
         source, revision = _source(name)
         words = tokenizer(name)
         if source.startswith(tl_legacy.PREFIXES):

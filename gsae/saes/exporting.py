@@ -1,7 +1,6 @@
 """SAEs written in the formats of SAELens and dictionary_learning."""
 
 import copy
-import json
 from pathlib import Path
 
 import torch
@@ -167,5 +166,4 @@ def _write_dictionary_learning(folder: Path, arch: str, w: dict[str, Tensor], ru
 
 
 def _write_config(path: Path, config: dict) -> None:
-    with disk.replacing(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=1) + "\n")
+    disk.write_json(path, config, indent=1, end="\n")

@@ -103,7 +103,7 @@ def missing_connection(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
     """No progress bar over weights where nobody watches: it would end up in the pages of the
     book.
     """
