@@ -104,6 +104,14 @@ def over_seeds(values: Sequence[float] | pd.Series, level: float) -> tuple[float
     return float(low), float(high)
 
 
+def of_one_seed(arms: Sequence[pd.DataFrame], seed: int) -> list[pd.DataFrame]:
+    return [arm[arm["seed"] == seed] for arm in arms]
+
+
+def records(arm: pd.DataFrame) -> list[dict]:
+    return arm.to_dict("records")
+
+
 def by_seed(
     arms: Sequence[pd.DataFrame],
     statistic: Callable[..., float],
@@ -122,7 +130,7 @@ def by_seed(
         each draw; `t_low, t_high` over seeds (NaN with one seed); `seeds`.
     """
     seeds = sorted(set.intersection(*(set(arm["seed"]) for arm in arms)))
-    parts = [[arm[arm["seed"] == seed] for arm in arms] for seed in seeds]
+    parts = [of_one_seed(arms, seed) for seed in seeds]
     nothing = dict.fromkeys(("estimate", "low", "high", "t_low", "t_high"), np.nan)
     runs = [sums for of_seed in parts for arm in of_seed for sums in arm["sums"]]
     if not runs:
@@ -133,11 +141,11 @@ def by_seed(
         left = iter(metrics)
         values = []
         for of_seed in parts:
-            values.append(statistic(*(list(islice(left, len(arm))) for arm in of_seed)))
+            values.append(statistic(*[list(islice(left, len(arm))) for arm in of_seed]))
         return float(np.mean(values))
 
     estimate, low, high = bootstrap(runs, mean_over_seeds, draws, level=level)
-    each = [statistic(*(arm.to_dict("records") for arm in of_seed)) for of_seed in parts]
+    each = [statistic(*map(records, of_seed)) for of_seed in parts]
     t_low, t_high = over_seeds(each, level)
     return {
         "estimate": estimate,

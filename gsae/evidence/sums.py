@@ -19,9 +19,9 @@ ACTIVATION_SUMS = (
 CE_SUMS = ("ce_tokens", "ce_clean", "ce_zero", "ce_mean", "ce_sae")
 
 
-def nine_digits(number: float) -> float:
-    """What is recorded of a sum: nine significant digits."""
-    return float(f"{number:.9g}")
+def recorded_digits(values: Tensor) -> list[float]:
+    """What is recorded of sums: nine significant digits."""
+    return [float(f"{value:.9g}") for value in values.tolist()]
 
 
 class Sums:
@@ -94,4 +94,4 @@ class Sums:
 
     def to_dict(self) -> dict[str, list[float]]:
         """The sums as plain lists of 128 numbers, to nine significant digits."""
-        return {name: [nine_digits(n) for n in v.tolist()] for name, v in self.sums.items()}
+        return {name: recorded_digits(values) for name, values in self.sums.items()}

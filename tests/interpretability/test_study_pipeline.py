@@ -21,7 +21,7 @@ from test_evidence import record
 from test_study_page import enter, export, opened, shown  # noqa: F401
 
 import gsae
-from gsae.claims import claims
+from gsae import claims
 from gsae.cli import main
 from gsae.evidence import provenance, result_files, run_files
 from gsae.evidence.run import Run, wider
