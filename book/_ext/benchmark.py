@@ -21,13 +21,10 @@ class Benchmark(SphinxDirective):
             return self.parsed(["No measurement is on record yet; `make bench` makes one."])
         text = [tables.headline(record), ""]
         for title, table in tables.tables(record).items():
-            fold = title.endswith(("other shapes", "TFLOP/s"))
-            text += [
-                f":::{{dropdown}} {title}" if fold else f"**{title}**",
-                "",
-                *tables.markdown(table).splitlines(),
-            ]
-            text += [":::" if fold else "", ""]
+            folded = title.endswith(("other shapes", "TFLOP/s"))
+            heading = f":::{{dropdown}} {title}" if folded else f"**{title}**"
+            end = ":::" if folded else ""
+            text += [heading, "", *tables.markdown(table).splitlines(), end, ""]
         return [*self.parsed(text[:2]), self.drawn(record), *self.parsed(text[2:])]
 
     def parsed(self, lines: list[str]) -> list[nodes.Node]:
@@ -44,15 +41,13 @@ class Benchmark(SphinxDirective):
         path = Path(self.env.doctreedir).parent / "benchmark" / "throughput.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
         tables.figure(record).savefig(path)
-        here = Path(self.env.doc2path(self.env.docname)).parent
-        image = nodes.image(
-            uri=Path(os.path.relpath(path, here)).as_posix(), alt=tables.alt(record)
-        )
+        page = Path(self.env.doc2path(self.env.docname))
+        uri = Path(os.path.relpath(path, page.parent)).as_posix()
+        image = nodes.image(uri=uri, alt=tables.alt(record))
         image["classes"] += ["dark-light"]
         figure = nodes.figure("", image)
-        figure += nodes.caption(
-            "", "Training throughput against the size of the stack; dashed, the machine's limit."
-        )
+        caption = "Training throughput against the size of the stack; dashed, the machine's limit."
+        figure += nodes.caption("", caption)
         return figure
 
 

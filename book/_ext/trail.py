@@ -39,10 +39,8 @@ class Evidence(Page):
     def run(self):
         from gsae.claims import evidence_page
 
-        return [
-            self.section(anchor, *of)
-            for anchor, of in evidence_page.sections(SCALE, self.prefix()).items()
-        ]
+        sections = evidence_page.sections(SCALE, self.prefix())
+        return [self.section(anchor, title, text) for anchor, (title, text) in sections.items()]
 
 
 class Sweep(Page):
@@ -54,27 +52,24 @@ class Sweep(Page):
         from gsae.claims import evidence_page
 
         (name,) = self.arguments
-        return [self.cell(name, *of) for of in evidence_page.sweep(name, SCALE).items()]
+        cells = evidence_page.sweep(name, SCALE)
+        return [self.cell(name, place, runs) for place, runs in cells.items()]
 
-    def cell(self, name: str, where: tuple, df) -> nodes.Element:
+    def cell(self, name: str, place: tuple, runs) -> nodes.Element:
         """The runs on one site: figures, then the files."""
         from gsae.claims import evidence_page
         from gsae.evidence import run_files
         from gsae.figures import sweeps as sweep_figures
 
-        lm, site, layer = where
+        lm, site, layer = place
         anchor = f"sweep-{name}-{lm}-{site}-{layer}".replace("_", "-")
         section = self.section(anchor, f"{lm}, {site}, layer {layer}", "")
-        if len(run_files.done(df)):
+        if len(run_files.done(runs)):
             for kind, (draw, shows) in sweep_figures.FIGURES.items():
-                alt = sweep_figures.alt(df, shows)
-                section += self.drawn(
-                    f"{anchor}-{kind}.svg".replace("/", "-"), draw(df), shows, alt
-                )
-        return self.parsed(
-            evidence_page.behind(evidence_page.files([df]), f"{self.prefix()}_static/evidence"),
-            section,
-        )
+                file = f"{anchor}-{kind}.svg".replace("/", "-")
+                section += self.drawn(file, draw(runs), shows, sweep_figures.alt(runs, shows))
+        files = evidence_page.files([runs])
+        return self.parsed(evidence_page.behind(files, f"{self.prefix()}_static/evidence"), section)
 
     def drawn(self, name: str, figure, shows: str, alt: str) -> nodes.Node:
         """A figure as a file beside the built pages, so that nothing drawn lies among the
@@ -83,14 +78,12 @@ class Sweep(Page):
         path = Path(self.env.doctreedir).parent / "sweeps" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
-        here = Path(self.env.doc2path(self.env.docname)).parent
-        image = nodes.image(
-            uri=Path(os.path.relpath(path, here)).as_posix(), alt=alt, loading="lazy"
-        )
+        page = Path(self.env.doc2path(self.env.docname))
+        uri = Path(os.path.relpath(path, page.parent)).as_posix()
+        image = nodes.image(uri=uri, alt=alt, loading="lazy")
         image["classes"] += ["dark-light"]
-        return nodes.figure(
-            "", image, nodes.legend("", nodes.paragraph("", shows))
-        )  # not numbered: no chapter's
+        # Without a caption, and so without a number: the figure is no chapter's.
+        return nodes.figure("", image, nodes.legend("", nodes.paragraph("", shows)))
 
 
 def write_pages(app, config):
@@ -100,15 +93,13 @@ def write_pages(app, config):
 
     folder = Path(app.srcdir) / "book" / "sweeps"
     folder.mkdir(exist_ok=True)
-    for old in set(folder.glob("*.md")) - {
-        folder / f"{name}.md" for name in evidence_page.with_pages(SCALE)
-    }:
+    pages = {folder / f"{name}.md": name for name in evidence_page.with_pages(SCALE)}
+    for old in set(folder.glob("*.md")) - set(pages):
         old.unlink()
-    for name in evidence_page.with_pages(SCALE):
+    for page, name in pages.items():
+        title = name.replace("_", " ")
         about = " ".join(sweeps.EXPERIMENTS[name].__doc__.split())
-        (folder / f"{name}.md").write_text(
-            f"# {name.replace('_', ' ')}\n\n{about}\n\n```{{sweep}} {name}\n```\n"
-        )
+        page.write_text(f"# {title}\n\n{about}\n\n```{{sweep}} {name}\n```\n")
 
 
 def copy_files(app, exception):
