@@ -20,9 +20,9 @@ class GatedSAE(SAE):
     `W_mag: (n, M)` in place of `r_mag` when untied. The defaults are the paper's; every other value
     is an ablation.
 
-    This class defines the losses. What trains it are their gradients, derived by hand in
-    `gsae.training.closed_form.Gated` and held equal to autograd's by tests; the arm without the
-    step function alone is trained by autograd.
+    This class defines the losses. Training uses their gradients derived by hand in
+    `gsae.training.closed_form.Gated`, which tests compare with autograd's; only the arm with
+    `step=False` trains by autograd.
 
     Args:
         tie: "r_mag", the paper's `W_mag = exp(r_mag) * W_gate` (Eq. 7); "shared", the same without

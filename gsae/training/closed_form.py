@@ -2,23 +2,29 @@
 
 The classes define the losses; this file derives what autograd would find for them, term by term,
 and needs seven dense products a step for the Gated SAE (14 n M operations a sample) and five for
-the baseline (10 n M). Tests compare every gradient with the classes'. In the letters of section
-3.2, with latents first, `(M, batch)`, so that every sum over the batch runs along memory, which
-makes the element-wise parts ten times as fast on CPUs:
+the baseline (10 n M). Tests compare every gradient with the classes'. The letters are those
+of section 3.2. Latents by samples, `(M, batch)`, so that every sum over the batch runs along
+memory, which makes the element-wise parts ten times as fast on CPUs:
 
-    u           x - b_dec, what both paths read
-    pre         W_gate.T u; one product for both paths where W_mag = exp(r_mag) W_gate (Eq. 7)
-    pre_mag     what the magnitude path reads: `pre` itself, or W_mag.T u where it is untied
+    pre         W_gate.T u.T; one product for both paths where W_mag = exp(r_mag) W_gate (Eq. 7)
+    pre_mag     what the magnitude path reads: `pre` itself, or W_mag.T u.T where it is untied
     pi_gate     pre + b_gate;  f_gate = 1[pi_gate > 0]
-    pi_mag      exp(r_mag) pre_mag + b_mag;  f_mag = ReLU(pi_mag)
-    f           f_gate f_mag (Eq. 6);  relu_gate = ReLU(pi_gate), which Eq. 8 penalises and decodes
-    error       f W_dec + b_dec - x;  error_aux, the same of relu_gate
-    back        error brought back through the dictionary;  back_aux, the same of error_aux
+    pi_mag      exp(r_mag) pre_mag + b_mag
+    f           f_gate ReLU(pi_mag) (Eq. 6)
+    relu_gate   ReLU(pi_gate), which Eq. 8 penalises and decodes a second time
+    back        W_dec error.T, the reconstruction's derivative by f;  back_aux, the auxiliary
+                term's by relu_gate
     grad_*      the derivative of the loss by *
 
+Samples first, `(batch, n)`:
+
+    u           x - b_dec, what both paths read
+    error       (2 / batch) (f.T W_dec + b_dec - x), the reconstruction's derivative by its decode;
+                error_aux, the same of relu_gate
+
 Products are in bfloat16 where asked, everything else in float32; `torch.compile` fuses the
-element-wise parts between products. One SAE and a stack share the code, which is written for any
-leading dimensions of the parameters, and so do two ways to multiply: `dense_products.Dense`, and
+element-wise parts between products. The code is written for any leading dimensions
+of the parameters, and for two ways to multiply: `dense_products.Dense`, and
 `sparse_products.Open` where few latents are on.
 """
 
@@ -50,23 +56,23 @@ def gated_back(pre, pre_mag, back, back_aux, b_gate, r_mag, b_mag, penalty, magn
     untied (else None, and `pre` has both), and, summed over the batch, at pi_gate, pi_mag and
     r_mag. The pre-activations are made again: keeping them would cost memory traffic.
     """
-    tied = pre_mag is pre
+    tied = pre_mag is pre  # the same tensor where one product serves both paths
     scale = column(r_mag.exp())
     pre, pre_mag, grad_f = pre.float(), pre_mag.float(), back.float()
     f_gate = pre + column(b_gate) > 0
     f_mag_on = pre_mag * scale + column(b_mag) > 0
 
-    # The reconstruction trains the magnitudes of latents that are on, and nothing else: the step
-    # function sends no gradient to the gate (section 3.2).
+    # Of the two pre-activations the reconstruction reaches pi_mag alone, where the latent is on:
+    # the step function passes no gradient to pi_gate (section 3.2).
     if magnitude_l1:
         grad_f = grad_f + penalty
     grad_pi_mag = grad_f * (f_gate & f_mag_on)
 
-    # The penalty and the auxiliary error train the gate, through relu_gate, and nothing else.
+    # The penalty and the auxiliary error reach pi_gate alone, through relu_gate, where it is open.
     grad_relu_gate = penalty if back_aux is None else back_aux.float() + penalty
     grad_pi_gate = grad_relu_gate * f_gate
 
-    if tied:
+    if tied:  # the paths meet in the gradient of their one product
         grad_pre, grad_pre_mag = (grad_pi_gate + grad_pi_mag * scale).to(dtype), None
     else:
         grad_pre, grad_pre_mag = grad_pi_gate.to(dtype), (grad_pi_mag * scale).to(dtype)
@@ -130,7 +136,7 @@ class Gated:
         tie="r_mag",
         freeze="both",
         auxiliary=True,
-        step=True,
+        step=True,  # always: see closed_form
         centre_grad=True,
         magnitude_l1=False,
     ):
@@ -157,15 +163,15 @@ class Gated:
         codes = way.fuse(gated_codes)(pre, pre_mag, *vectors, self.magnitude_l1, dtype)
         f, relu_gate, penalised, on = codes
 
-        # Product 2, decode f: the first two terms of Eq. 8.
-        error, grad_b_dec, squared = self.errors(way.decode(f, W_dec), b_dec, x, dtype)
+        # Product 2, decode f: the reconstruction. The sparsity comes from the codes above.
+        error, error_at_b_dec, squared = self.errors(way.decode(f, W_dec), b_dec, x, dtype)
         terms = two_terms(squared, penalised, lam)
 
         # Products 3 and 4: decode relu_gate, the auxiliary term, and bring its error back.
         error_aux = back_aux = aux_at_b_dec = None
         if self.auxiliary:
-            auxiliary = self.errors(way.decode(relu_gate, W_dec), b_dec, x, dtype)
-            error_aux, aux_at_b_dec, squared_aux = auxiliary
+            decode_aux = self.errors(way.decode(relu_gate, W_dec), b_dec, x, dtype)
+            error_aux, aux_at_b_dec, squared_aux = decode_aux
             terms["auxiliary"] = squared_aux.mean(-1)
             back_aux = way.back(W_dec, error_aux)
 
@@ -177,7 +183,7 @@ class Gated:
         grad_b_gate, grad_b_mag, grad_r_mag, on = way.sums(*sums, on)
 
         # Products 6 and 7: the gradients at the matrices.
-        grads = {"b_gate": grad_b_gate, "b_mag": grad_b_mag, "b_dec": grad_b_dec}
+        grads = {"b_gate": grad_b_gate, "b_mag": grad_b_mag, "b_dec": error_at_b_dec}
         grads["W_gate"] = way.to_encoder(u, grad_pre)
         grads["W_dec"] = way.to_decoder(f, error)
         if self.tie == "r_mag":
@@ -222,8 +228,8 @@ class Baseline:
         pre = way.pick(pre)
         f, f_sum, on = way.fuse(baseline_codes)(pre, b_enc, dtype)
 
-        # Product 2, decode: both terms of Eq. 4.
-        error, grad_b_dec, squared = self.errors(way.decode(f, W_dec), b_dec, x, dtype)
+        # Product 2, decode: the reconstruction of Eq. 4. The sparsity comes from the codes above.
+        error, error_at_b_dec, squared = self.errors(way.decode(f, W_dec), b_dec, x, dtype)
         terms = two_terms(squared, f_sum, lam)
 
         # Product 3, the error back.
@@ -235,7 +241,7 @@ class Baseline:
         # Products 4 and 5: the gradients at the matrices. b_dec centres the encoder's input too.
         grads = {
             "W_dec": way.to_decoder(f, error),
-            "b_dec": grad_b_dec - through(w["W_enc"], grad_b_enc),
+            "b_dec": error_at_b_dec - through(w["W_enc"], grad_b_enc),
             "W_enc": way.to_encoder(u, grad_pre),
             "b_enc": grad_b_enc,
         }

@@ -13,7 +13,9 @@ def column(b: Tensor) -> Tensor:
 class Dense:
     """The products of a step and its element-wise parts, over every latent of every sample.
 
-    `pick`, `spread` and `sums` are what `gsae.training.sparse_products.Open` does otherwise.
+    Where `gsae.training.sparse_products.Open` multiplies few places alone, `pick` takes these out
+    of the pre-activations, `spread` the entries of vectors that belong to them, and `sums` adds up
+    what was found at each into vectors of all latents; here there is nothing to pick.
     """
 
     def __init__(self, fuse: Callable):
@@ -34,7 +36,7 @@ class Dense:
     def decode(self, f: Tensor, W_dec: Tensor) -> Tensor:
         return f.mT @ W_dec
 
-    def back(self, W_dec: Tensor, error: Tensor) -> Tensor:
+    def back(self, W_dec: Tensor, error: Tensor) -> Tensor:  # the derivative by the codes
         return W_dec @ error.mT
 
     def to_decoder(self, f: Tensor, error: Tensor) -> Tensor:  # the gradient at W_dec

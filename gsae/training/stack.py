@@ -44,7 +44,8 @@ class Stack:
             for name, parameter in sae.named_parameters()
         }
         self.v = {name: torch.zeros_like(w) for name, w in self.w.items()}
-        # Adam steps of each latent since its last resampling, and steps since it last fired.
+        # age: Adam's steps since the latent's last resampling, for its bias correction;
+        # silent: steps since it last fired.
         self.age = torch.zeros(K, plan.M, device=plan.device)
         self.silent = torch.zeros(K, plan.M, device=plan.device)
         self.lam = torch.tensor(plan.lams, device=plan.device)
