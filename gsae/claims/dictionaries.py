@@ -60,13 +60,13 @@ def dictionaries(scale: str) -> Verdict:
         ratios[str(s)] = Estimate.ratio(intervals.by_seed((baseline, gated), advantage))
     if not all(ratio.known for ratio in ratios.values()):
         return stated(NOT_TESTED, "nothing left to recover", pursuits)
-    at_most = "; ".join(f"at most {s}: {{{s}}}" for s in ratios)
-    at = "; ".join(f"at {s} {{{s}}}" for s in ratios)
+    finding = "; ".join(f"at most {s}: {{{s}}}" for s in ratios)
+    short = "; ".join(f"at {s} {{{s}}}" for s in ratios)
     return stated(
         above_1_in_most(ratios.values()),
-        f"delta CE of the best dictionaries, baseline over gated, {at_most}",
+        f"delta CE of the best dictionaries, baseline over gated, {finding}",
         pursuits,
-        short=f"delta CE, baseline over gated: {at}",
+        short=f"delta CE, baseline over gated: {short}",
         numbers=ratios,
         bounds=dict.fromkeys(ratios, ABOVE_1),
     )
@@ -91,8 +91,8 @@ def training_l0(scale: str) -> Verdict:
         nearest = rows.loc[log_distance.abs().groupby(rows["seed"]).idxmin()]
         higher = rows[log_distance > np.log(HIGHER)]
         if set(higher["seed"]) == set(rows["seed"]):
-            found = intervals.by_seed((nearest, higher), advantage)
-            ratios[f"{arch}, at most {s}"] = Estimate.ratio(found)
+            log_ratio = intervals.by_seed((nearest, higher), advantage)
+            ratios[f"{arch}, at most {s}"] = Estimate.ratio(log_ratio)
     if not ratios or not all(ratio.known for ratio in ratios.values()):
         finding = "no run was trained clearly above a number of latents"
         return stated(NOT_TESTED, finding, pursuits)

@@ -192,12 +192,12 @@ def table(df: pd.DataFrame, local: str) -> str:
     common = []
     if len(shown) > 1:
         common = [c for c in shown if shown[c].nunique() == 1 and c not in ("id", "file")]
-    own = shown.drop(columns=common)
+    differing = shown.drop(columns=common)
     alike = "; ".join(f"{c} {shown[c].iloc[0]}" for c in common)
     first = f"<p>All {len(shown)}: {alike}.</p>\n" if common else ""
-    body = "".join(f"{html_row('td', row)}\n" for row in own.to_numpy())
+    body = "".join(f"{html_row('td', row)}\n" for row in differing.to_numpy())
     rows = (
-        f'<table class="table">\n<thead>{html_row("th", own)}</thead>\n'
+        f'<table class="table">\n<thead>{html_row("th", differing)}</thead>\n'
         f"<tbody>\n{body}</tbody>\n</table>"
     )
     return f'<div class="trail">\n{first}<div class="rows" tabindex="0">\n{rows}\n</div>\n</div>'
@@ -284,12 +284,14 @@ def sweep(name: str, scale: str) -> dict[tuple, pd.DataFrame]:
     its own.
     """
     df = records.load(name, scale)
-    own = pd.Series([homes(scale)[wanted.id] == name for wanted in sweeps.runs(name, scale)])
+    stored_here = pd.Series(
+        [homes(scale)[wanted.id] == name for wanted in sweeps.runs(name, scale)]
+    )
     places = df.groupby(["lm", "site", "layer"], sort=False)
-    return {place: rows for place, rows in places if own[rows.index].any()}
+    return {place: rows for place, rows in places if stored_here[rows.index].any()}
 
 
 def with_pages(scale: str) -> list[str]:
     """The experiments that have runs of their own at a scale, and so a page."""
-    own = set(homes(scale).values())
-    return [name for name in sweeps.EXPERIMENTS if name in own]
+    homes_of_runs = set(homes(scale).values())
+    return [name for name in sweeps.EXPERIMENTS if name in homes_of_runs]

@@ -59,13 +59,13 @@ def gradients(sae, x, lam: float) -> dict[str, dict]:
     import torch
 
     weights = dict(sae.named_parameters())
-    found = {}
+    by_term = {}
     for term, value in sae.losses(x, lam).items():
         grads = torch.autograd.grad(
             value, list(weights.values()), retain_graph=True, allow_unused=True
         )
-        found[term] = dict(zip(weights, grads, strict=True))
-    return found
+        by_term[term] = dict(zip(weights, grads, strict=True))
+    return by_term
 
 
 def parameters(sae) -> int:
