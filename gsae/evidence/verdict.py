@@ -27,17 +27,17 @@ class Estimate:
     """
 
     value: float
-    low: float
+    low: float  # the bootstrap's over groups of text
     high: float
-    t_low: float
+    t_low: float  # Student's t over seeds
     t_high: float
     seeds: int = 0
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> "Estimate":
-        """What gsae.evidence.intervals.by_seed found."""
-        bounds = {side: found[side] for side in ("low", "high", "t_low", "t_high")}
-        return cls(found["estimate"], **bounds, seeds=found["seeds"])
+    def of(cls, comparison: Mapping[str, Any]) -> "Estimate":
+        """Of a result of gsae.evidence.intervals.by_seed."""
+        bounds = {side: comparison[side] for side in ("low", "high", "t_low", "t_high")}
+        return cls(comparison["estimate"], **bounds, seeds=comparison["seeds"])
 
     @classmethod
     def ratio(cls, logs: Mapping[str, Any]) -> "Estimate":
@@ -69,9 +69,9 @@ class Estimate:
         return text
 
 
-def interval(found: Mapping[str, Any], digits: int = 2, exp: bool = False) -> str:
-    """What gsae.evidence.intervals.by_seed found, or its exponential, as text."""
-    estimate = Estimate.ratio(found) if exp else Estimate.of(found)
+def interval(comparison: Mapping[str, Any], digits: int = 2, exp: bool = False) -> str:
+    """A result of gsae.evidence.intervals.by_seed, or its exponential, as text."""
+    estimate = Estimate.ratio(comparison) if exp else Estimate.of(comparison)
     return f"{estimate:.{digits}f}"
 
 

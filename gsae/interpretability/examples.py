@@ -2,6 +2,7 @@
 grow with the text.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -71,11 +72,10 @@ def positions(index: Int[Tensor, " C"], length: int) -> Int[Tensor, "C 2"]:
 def checked(f: Tensor) -> Tensor:
     """Activations on the CPU. Raises ValueError on those below 0 or not finite."""
     f = f.float().cpu()
-    lowest = f.min()
-    if not lowest >= 0:  # also where it is NaN
-        raise ValueError(
-            f"activations of latents must be finite and at least 0, got {float(lowest)}"
-        )
+    lowest, highest = float(f.min()), float(f.max())
+    if not (lowest >= 0 and highest < math.inf):  # also where they are NaN
+        wrong = highest if lowest >= 0 else lowest
+        raise ValueError(f"activations of latents must be finite and at least 0, got {wrong}")
     return f
 
 

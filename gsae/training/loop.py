@@ -63,7 +63,7 @@ def fit(
                 dead = stack.log(step, terms)
                 progress.set_postfix(l0=f"{terms['l0'].mean():.0f}", dead=f"{dead.mean():.0%}")
             progress.update()
-            if asks_ranks(stack, step) and ranks.any(stopped.is_set()):
+            if looks_for_a_stop(stack, step) and ranks.any(stopped.is_set()):
                 save(stack, checkpoint)
                 raise KeyboardInterrupt(stopped_at(stack, checkpoint))
             if checkpoint and time.monotonic() - saved > every:
@@ -73,8 +73,10 @@ def fit(
     return [stack.sae(k) for k in range(len(plan.lams))]
 
 
-def asks_ranks(stack: Stack, step: int) -> bool:
-    """Whether the ranks agree at this step to go on. On GPUs it is a wait for the device."""
+def looks_for_a_stop(stack: Stack, step: int) -> bool:
+    """Whether to look for a stop at this step. Among ranks on GPUs it is a wait for the device, so
+    they look now and then.
+    """
     alone_or_cpu = stack.ranks.world == 1 or stack.plan.device == "cpu"
     return alone_or_cpu or step % STOP_EVERY == 0
 
@@ -96,8 +98,9 @@ def save(stack: Stack, checkpoint: Path | None) -> None:
 
 
 def stopped_at(stack: Stack, checkpoint: Path | None) -> str:
-    kept = f"kept in {checkpoint}; the same command goes on from it"
-    if not checkpoint:
+    if checkpoint:
+        kept = f"kept in {checkpoint}; the same command goes on from it"
+    else:
         kept = "nothing is kept"
     return f"stopped after {stack.step:,} of {stack.plan.steps:,} steps: {kept}"
 
@@ -119,7 +122,7 @@ def train(
 ):
     """Train an SAE on your own activations; with a list of lambdas, one for each, together.
 
-    The activations are divided by one constant so that their mean squared norm is 1 (D1); it is
+    The activations are multiplied by one constant so that their mean squared norm is 1 (D1); it is
     kept as `sae.about["scale"]`: encode `x * scale`.
 
     Args:
@@ -127,6 +130,12 @@ def train(
         arch: a name in `gsae.ARCHITECTURES`.
         lam: weight of the sparsity term; 0.02 to 1 covers most sites.
         M: number of latents; four times `n` by default.
+        seed: of the initial dictionary, the order of the rows and resampling.
+        batch: rows a step.
+        lr: learning rate of Adam.
+        epochs: times that all rows are read.
+        device, bar: by default a GPU where there is one, and a progress bar on a terminal only.
+        resample: shares of the run at which dead latents get a new start (D8).
         switches: the architecture's own arguments, such as `tie="none"`.
 
     Raises:
@@ -136,15 +145,14 @@ def train(
     check_arguments(x, arch, batch)
     lams = (lam,) if isinstance(lam, int | float) else tuple(lam)
     scale = float(x.double().square().sum(-1).mean().rsqrt())
-    per_epoch, n = len(x) // batch, x.shape[1]
+    steps, n = math.ceil(epochs * (len(x) // batch)), x.shape[1]
     device = device or training_device()
     plan = Plan(
-        arch, n, M or 4 * n, lams, math.ceil(epochs * per_epoch), batch, lr, seed,
-        tuple(sorted(switches.items())), resample=resample,
-        device=device, dtype=product_dtype(device),
+        arch, n, M or 4 * n, lams, steps, batch, lr, seed, tuple(sorted(switches.items())),
+        resample=resample, device=device, dtype=product_dtype(device),
     )  # fmt: skip
-    batches = shuffled(x, scale, batch, seed)
-    saes = [sae.to(x.device) for sae in fit(Stack(plan), batches, bar=bar)]  # for use on x at once
+    saes = fit(Stack(plan), shuffled(x, scale, batch, seed), bar=bar)
+    saes = [sae.to(x.device) for sae in saes]  # for use on x at once
     for sae in saes:
         sae.about = {"scale": scale}
     return saes[0] if isinstance(lam, int | float) else saes

@@ -110,16 +110,18 @@ class Stack:
         self.divergence.report(self.names)
 
     def log(self, step: int, terms: dict[str, Tensor]) -> Tensor:
-        """A row of the curve for each SAE; returns the shares of dead latents, `(K,)`."""
+        """A row of the curve for each SAE, of the `step` just made; returns the shares of dead
+        latents, `(K,)`.
+        """
         plan = self.plan
         dead = (self.silent >= plan.window).float().mean(1)
-        absent = torch.zeros_like(dead)  # the term of an arm that has none
+        absent = torch.zeros_like(dead)  # the term of an arm that has none is written as 0
         measured = torch.stack([*(terms.get(name, absent) for name in TERMS), dead], 1).tolist()
-        row = []
+        rows = []
         for lam, values in zip(plan.lams, measured, strict=True):
             schedule = [lam * plan.lam_share(step), plan.lr_at(step)]
-            row.append([step, self.step * plan.batch, *schedule, *values])
-        self.curve.append(row)
+            rows.append([step, self.step * plan.batch, *schedule, *values])
+        self.curve.append(rows)
         return dead
 
     def resample(self, batches: Batches) -> None:

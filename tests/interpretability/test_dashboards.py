@@ -155,7 +155,7 @@ def test_quantiles_rise_with_the_activation(blocks):
     assert latents[0]["sample"][0]["q"] == 1 and latents[0]["sample"][-1]["q"] == 0
 
 
-@pytest.mark.parametrize("wrong", [-1.0, float("nan")])
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
 def test_activations_below_0_are_refused(blocks, wrong):
     with pytest.raises(ValueError, match="finite and at least 0"):
         scan(blocks, lambda part: torch.full((len(part), T - 1, 2), wrong), Words())
