@@ -131,8 +131,7 @@ def train(
         lam: weight of the sparsity term; 0.02 to 1 covers most sites.
         M: number of latents; four times `n` by default.
         seed: of the initial dictionary, the order of the rows and resampling.
-        batch: rows a step.
-        lr: learning rate of Adam.
+        batch, lr: rows a step, and the learning rate of Adam.
         epochs: times that all rows are read.
         device, bar: by default a GPU where there is one, and a progress bar on a terminal only.
         resample: shares of the run at which dead latents get a new start (D8).
@@ -152,9 +151,9 @@ def train(
         resample=resample, device=device, dtype=product_dtype(device),
     )  # fmt: skip
     saes = fit(Stack(plan), shuffled(x, scale, batch, seed), bar=bar)
-    saes = [sae.to(x.device) for sae in saes]  # for use on x at once
     for sae in saes:
         sae.about = {"scale": scale}
+        sae.to(x.device)  # for use on x at once
     return saes[0] if isinstance(lam, int | float) else saes
 
 
