@@ -4,6 +4,8 @@ of the code.
 
 import ast
 import re
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -119,6 +121,41 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").g
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_are_there(page):
-    named = re.findall(r"`((?:gsae|tests|benchmarks|book)/[\w./-]+\.\w+)`", page.read_text())
+    text = page.read_text()
+    named = re.findall(r"`((?:gsae|tests|benchmarks|book)/[\w./-]+\.\w+)`", text)
+    named += re.findall(r"\]\(((?:gsae|tests|benchmarks|book|notebooks)/[^)#]*)\)", text)
     new = {"gsae/saes/mine.py"}  # what CONTRIBUTING tells the reader to write
     assert not [name for name in named if name not in new and not (ROOT / name).exists()]
+
+
+def test_files_hold_what_contributing_says_of_them():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for name, path in re.findall(r"`([A-Z]+)` \(`(gsae/[\w/]+\.py)`\)", text):
+        assert re.search(rf"^{name}\b", (ROOT / path).read_text(), re.M), f"{name} is not in {path}"
+    assert "`ARCHITECTURES` (`gsae/saes/__init__.py`)" in text
+
+
+def test_public_names_are_those_of_their_rooms():
+    import gsae
+    from gsae.evidence import run
+    from gsae.experiments import runner
+    from gsae.saes import files
+    from gsae.training import loop
+
+    assert gsae.Run is run.Run and gsae.grid is run.grid and gsae.run is runner.run
+    assert gsae.train is loop.train and gsae.load is files.load
+    assert gsae.ARCHITECTURES == {"baseline": gsae.BaselineSAE, "gated": gsae.GatedSAE}
+
+
+SLOW = {  # what a name of the package must not load
+    "gsae.load": ("transformers", "transformer_lens", "huggingface_hub", "datasets", "pandas"),
+    "gsae.train": ("transformers", "transformer_lens", "huggingface_hub", "datasets", "pandas"),
+    "gsae.Run": ("torch", "transformers", "pandas"),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_public_name_loads_no_more_than_it_needs(name):
+    code = f"import sys, gsae; {name}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(SLOW[name]) & set(done.stdout.split())

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gsae.evidence import frontiers, intervals
+from gsae.evidence.run import DEEP_SITES
 from gsae.evidence.verdict import (
     NOT,
     NOT_RUN,
@@ -27,7 +28,6 @@ from gsae.evidence.verdict import (
 )
 from gsae.experiments import records
 
-SITES = ("mlp_out", "attn_z", "resid_post")
 ABOUT_HALF = 0.6  # of the baseline's L0, at most
 
 
@@ -142,7 +142,7 @@ def absent_sites(runs: pd.DataFrame) -> list[str]:
     """The sites of which a language model has no runs."""
     sites = [set(rows["site"]) for _, rows in runs.groupby("lm")]
     everywhere = set.intersection(*sites) if sites else set()
-    return [site for site in SITES if site not in everywhere]
+    return [site for site in DEEP_SITES if site not in everywhere]
 
 
 def ratios_at_the_ends(cells: Sequence[Verdict]) -> tuple[str, Mapping[str, Estimate]]:
@@ -168,7 +168,7 @@ def sites(scale: str) -> Verdict:
     had lost less than nothing, before their baselines were read.)
     """
     runs = records.load("pareto", scale)
-    deep = runs[runs["site"].isin(SITES)]
+    deep = runs[runs["site"].isin(DEEP_SITES)]
     judged = {name: judged_cell(rows) for name, rows in by_cell(deep).items()}
     cells = {name: cell.verdict for name, cell in judged.items()}
     words = [cell.verdict for cell in cells.values()]

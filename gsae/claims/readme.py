@@ -9,6 +9,7 @@ from gsae.claims import verdict_tables
 from gsae.evidence.provenance import CHECKOUT
 from gsae.experiments import records
 from gsae.figures import base
+from gsae.system import files
 from gsae.system.about import REPO
 
 FIGURE = Path("book/pareto.svg")
@@ -38,4 +39,4 @@ def write(root: Path = CHECKOUT, scale: str = "cpu") -> None:
     with matplotlib.rc_context({"svg.hashsalt": "gsae"}):  # the same evidence, the same bytes
         drawn.savefig(root / FIGURE, metadata={"Date": None})
     page = root / "README.md"
-    page.write_text(with_table(page.read_text(), scale))
+    files.write_text(page, with_table(page.read_text(), scale))

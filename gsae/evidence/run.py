@@ -9,7 +9,8 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-SITES = ("mlp_out", "attn_z", "resid_post", "mlp_neurons")
+DEEP_SITES = ("mlp_out", "attn_z", "resid_post")  # of a deeper model (section 4.1)
+SITES = (*DEEP_SITES, "mlp_neurons")
 # Raised by hand whenever code that can move an architecture's numbers changes.
 RECIPES = {"baseline": 1, "gated": 1}
 # The ablation switches, which the gated architecture alone has.

@@ -99,8 +99,7 @@ def validate(record: dict) -> list[str]:
 def place(record: dict) -> Path:
     """Write a checked record of a run or result to its place, whole or not at all."""
     target = path(record["scale"], record["experiment"], record["id"])
-    with files.replacing(target) as temporary:
-        temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
+    files.write_json(target, record, allow_nan=False, end="\n")
     return target
 
 

@@ -2,14 +2,13 @@
 library only.
 
 Stated in the paper: models, sites, layers, contexts, steps, batch, widths, learning rates. Not
-stated, and chosen here: the text, GELU-1L's width (the tables'
-2^17) and its lambdas, and which Gemma baselines had which of two learning rates (the lower is used
-throughout).
+stated, and chosen here: the text, GELU-1L's width (the tables' 2^17) and its lambdas, and which
+Gemma baselines had which of two learning rates (the lower is used throughout).
 """
 
 from dataclasses import dataclass, replace
 
-from gsae.evidence.run import Run, grid, log_spaced, wider
+from gsae.evidence.run import DEEP_SITES, Run, grid, log_spaced, wider
 from gsae.experiments import settings
 
 BATCH = 4096
@@ -30,12 +29,11 @@ class Model:
     baseline_lr: float
 
 
-THREE = ("mlp_out", "attn_z", "resid_post")
 MODELS = {
     "gelu-1l": Model(("mlp_neurons",), (0,), 128, 300_000, 3e-4),
-    "pythia-2.8b": Model(THREE, (4, 12, 16, 20, 28), 2048, 400_000, 1e-3),
+    "pythia-2.8b": Model(DEEP_SITES, (4, 12, 16, 20, 28), 2048, 400_000, 1e-3),
     # its baselines' rate was 1e-3 at some sites, without saying which
-    "gemma-7b": Model(THREE, (6, 13, 20, 27), 1024, 300_000, 7.5e-4),
+    "gemma-7b": Model(DEEP_SITES, (6, 13, 20, 27), 1024, 300_000, 7.5e-4),
 }
 GATED_LR = 3e-4
 # Width of the Gated SAE; the baseline has 1.5 times as many latents, 3 * 2^16 and 3 * 2^14.

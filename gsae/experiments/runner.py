@@ -63,7 +63,8 @@ def run(
         gsae.experiments.estimate.TooLarge: where memory or disk cannot hold it.
         gsae.lm.store.StoreError, gsae.saes.files.CheckpointError, gsae.system.files.WriteError: on
             a damaged file, a full disk.
-        gsae.training.loop.Diverged: on a NaN or an infinity; runs finished before it are kept.
+        gsae.training.divergence.Diverged: on a NaN or an infinity; runs finished before it are
+            kept.
     """
     scale = sweeps.scale(scale)
     runs = sweeps.runs(name, scale) if isinstance(name, str) else list(name)

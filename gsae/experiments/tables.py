@@ -11,7 +11,7 @@ import pandas as pd
 from gsae.evidence import intervals, run_files
 from gsae.evidence.arms import BOTH, GATED, PRUNED, RESCALED, SAME, UNREVIVED, WIDE, named
 from gsae.evidence.frontiers import log_loss_ratio, log_ratio, recovered, unexplained
-from gsae.evidence.verdict import count, interval
+from gsae.evidence.verdict import count, interval, unfinished
 from gsae.experiments import follow_ups, records, sweeps
 
 PLACE = ["lm", "site", "layer", "tokens"]
@@ -167,13 +167,9 @@ def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> p
     rows = []
     for name in names:
         pair = [df[df["series"] == series] for series in (name, reference)]
-        if not all(is_whole(runs) for runs in pair):
+        if not all(not unfinished(runs) for runs in pair):
             pair = [runs.iloc[:0] for runs in pair]
         logs = intervals.by_seed(pair, log_loss_ratio)
         ratios = {key: value if key == "seeds" else np.exp(value) for key, value in logs.items()}
         rows.append({"series": name, **ratios})
     return pd.DataFrame(rows)
-
-
-def is_whole(runs: pd.DataFrame) -> bool:
-    return len(runs) > 0 and bool((runs["status"] != "missing").all())

@@ -2,7 +2,6 @@
 automated scores.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +13,7 @@ import torch
 
 from gsae.evidence import provenance
 from gsae.evidence.run import sources
-from gsae.experiments import retrain, sweeps
+from gsae.experiments import records, retrain, sweeps
 from gsae.experiments.estimate import TooLarge, check
 from gsae.experiments.evaluate import Evaluation
 from gsae.experiments.site import Site
@@ -46,15 +45,14 @@ def run(scale: str | None = None, *, force: bool = False) -> pd.DataFrame:
     at = sweeps.scale(scale)
     cells, problems = score_tables.compared(at)
     todo = places_to_do(cells.values(), at)
-    if os.environ.get("GSAE_TRAIN") == "never":
+    if records.reads_only():
         return score_tables.table(at)
     if not cells:
         raise StudyError(
             "; ".join(problems)
             or f"no run of the study is on record at {at}: `gsae run {score_tables.STUDY}`"
         )
-    if todo and at != "smoke" and not force:
-        provenance.require_clean()
+    records.to_be_made(todo, at, force)  # refuses a changed tree
     load, embed = cache(language_models.load), cache(automated_scores.sentences)
     failed = []
     for saes in todo:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from gsae.evidence import provenance, result_files, run_files
-from gsae.experiments import sweeps
+from gsae.experiments import records, sweeps
 from gsae.interpretability import compared_saes, matched_pairs
 from gsae.interpretability.automated_scores import CHANCE, INTRUDER, RULE
 from gsae.interpretability.compared_saes import SAE, Cell
@@ -59,9 +59,7 @@ def wanted(run: str, at: str) -> list[dict]:
 
 def missing(run: str, at: str) -> list[dict]:
     """Those of an SAE's scores that are not on record."""
-    return [
-        named for named in wanted(run, at) if result_files.find_result(SCORES, named, at) is None
-    ]
+    return records.missing_results(SCORES, wanted(run, at), at)
 
 
 def folder(scale: str | None = None) -> Path:

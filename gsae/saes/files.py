@@ -5,10 +5,7 @@ renamed.
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from gsae.saes import ARCHITECTURES, SAE
-from gsae.system import hub_access
 from gsae.system.files import cache_dir
 from gsae.system.tensors import CheckpointError, read, write
 
@@ -85,6 +82,11 @@ def pull(repo: str) -> Path:
     Raises:
         HubError: when it cannot be had, or holds no SAE of this package.
     """
+    # The hub's client loads slowly, and an SAE on this disk needs none.
+    from huggingface_hub import snapshot_download
+
+    from gsae.system import hub_access
+
     name, revision = hub_access.split(repo)
     try:
         wanted = [HUB_FILE, "*.json", "README.md"]

@@ -30,7 +30,8 @@ class GatedSAE(SAE):
         freeze: what the auxiliary decode holds constant: "both" (the paper), "W_dec", "b_dec", or
             "none" (the paper's unfrozen arm).
         auxiliary: whether the loss has its auxiliary term.
-        step: False decodes the gate path without the step function.
+        step: False decodes `exp(r_mag) * relu(pi_gate)`, the gate path without the step function;
+            `b_mag` is then unused.
         centre_grad: False detaches the `b_dec` that centres the encoder's input.
         magnitude_l1: True adds `lam * |f|_1` on the magnitudes.
 
@@ -87,9 +88,8 @@ class GatedSAE(SAE):
         """
         if self.step:
             return (pi_gate > 0) * torch.relu(pi_mag)  # Eq. 6
-        return (
-            torch.relu(pi_gate) * self.r_mag.exp() if self.tie == "r_mag" else torch.relu(pi_gate)
-        )
+        relu_gate = torch.relu(pi_gate)
+        return relu_gate * self.r_mag.exp() if self.tie == "r_mag" else relu_gate
 
     def encode(self, x: Float[Tensor, "*b n"]) -> Float[Tensor, "*b M"]:
         """Latent activations, `f >= 0` (Eq. 6)."""
@@ -110,14 +110,14 @@ class GatedSAE(SAE):
         squared error.
         """
         pi_gate, pi_mag = self.paths(x)
-        f, open_gate = self.gated(pi_gate, pi_mag), torch.relu(pi_gate)
+        f, relu_gate = self.gated(pi_gate, pi_mag), torch.relu(pi_gate)
         error = (self.decode(f) - x).square().sum(-1)  # D2
-        sparsity = open_gate.sum(-1)
+        sparsity = relu_gate.sum(-1)
         if self.magnitude_l1:
             sparsity = sparsity + f.sum(-1)
         terms = {"reconstruction": error.mean(), "sparsity": lam * sparsity.mean()}  # Eq. 8
         if self.auxiliary:
-            terms["auxiliary"] = (self.decode_frozen(open_gate) - x).square().sum(-1).mean()
+            terms["auxiliary"] = (self.decode_frozen(relu_gate) - x).square().sum(-1).mean()
         if not return_stats:
             return terms
         on = f.detach() > 0

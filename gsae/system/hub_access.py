@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import constants, errors, get_token, try_to_load_from_cache
-from transformers.utils import logging as hf_logging
 
 
 def split(name: str) -> tuple[str, str | None]:
@@ -107,6 +106,8 @@ def without_progress_bar() -> Iterator[None]:
     """No progress bar over weights where nobody watches: it would end up in the pages of the
     book.
     """
+    from transformers.utils import logging as hf_logging  # loads slowly
+
     hide = not sys.stderr.isatty() and hf_logging.is_progress_bar_enabled()
     if hide:
         hf_logging.disable_progress_bar()

@@ -1,6 +1,4 @@
-"""Adam with beta1 = 0 for a stack, its step on the unit sphere, and `torch.compile` where it can
-work.
-"""
+"""Adam with beta1 = 0 for a stack, and its step on the unit sphere."""
 
 from collections.abc import Callable
 

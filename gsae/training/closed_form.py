@@ -158,7 +158,7 @@ class Gated:
         way = self.choose(pre, w["b_gate"])
         vectors = way.spread(w["b_gate"], r_mag, w["b_mag"])
         pre = pre_mag = way.pick(pre)
-        if self.tie == "none":  # an eighth product
+        if self.tie == "none":  # an eighth product, and a ninth for its gradient below
             pre_mag = way.encode(w["W_mag"].to(dtype), u)
         codes = way.fuse(gated_codes)(pre, pre_mag, *vectors, self.magnitude_l1, dtype)
         f, relu_gate, penalised, on = codes

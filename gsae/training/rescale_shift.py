@@ -141,9 +141,10 @@ def gradients(model: RescaleShift, x: Float[Tensor, "b n"]) -> tuple[Tensor, Ten
     scale = model.r_mag.exp()
     magnitude = scale * pre + model.b_mag
     on &= magnitude > 0
-    e = sae.decode(on * magnitude) - x
-    g = sae.mm(e * (2 / len(x)), sae.W_dec.T) * on
-    return (g * pre).sum(0) * scale, g.sum(0), e.square().sum(-1).mean()
+    error = sae.decode(on * magnitude) - x
+    grad_magnitude = sae.mm(error * (2 / len(x)), sae.W_dec.T) * on
+    grad_r_mag = (grad_magnitude * pre).sum(0) * scale
+    return grad_r_mag, grad_magnitude.sum(0), error.square().sum(-1).mean()
 
 
 @torch.no_grad()

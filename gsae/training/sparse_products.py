@@ -15,19 +15,18 @@ from torch.nn.functional import embedding_bag
 from gsae.training.dense_products import Dense, column
 
 LEAST_M = 1024  # narrower SAEs are always dense
-SHARE = {
-    "cpu": 1 / 16
-}  # of the places: at most so many open ones are gathered; other devices were not measured
+# of the places: at most so many open ones are gathered; other devices were not measured
+SHARE = {"cpu": 1 / 16}
 CHUNK = 8192  # places at a time where nothing is compiled, as their rows are then written out
 
 
-def opened(p: Tensor, bias: Tensor) -> Tensor:
-    """Where `p + bias > 0`: above the largest number of p's dtype that is not, which is compared as
-    it is stored.
+def opened(pre: Tensor, bias: Tensor) -> Tensor:
+    """Where `pre + bias > 0`: above the largest number of pre's dtype that is not, which is
+    compared as it is stored.
     """
-    bar = (-bias).to(p.dtype)
+    bar = (-bias).to(pre.dtype)
     below = bar.nextafter(torch.full_like(bar, -torch.inf))
-    return p > column(torch.where(bar.float() > -bias, below, bar))
+    return pre > column(torch.where(bar.float() > -bias, below, bar))
 
 
 def inner(W: Tensor, rows: Tensor, latent: Tensor, sample: Tensor) -> Tensor:
@@ -36,22 +35,19 @@ def inner(W: Tensor, rows: Tensor, latent: Tensor, sample: Tensor) -> Tensor:
 
 def chooser(fuse: Callable, M: int) -> Callable[[Tensor, Tensor], Dense] | None:
     """What `closed_form` takes as `choose`: `Open` while at most `SHARE` of the places are open,
-    else `Dense`. None for an SAE of less than `LEAST_M` latents.
+    else `Dense`. None for an SAE of fewer than `LEAST_M` latents.
 
     It looks at each batch anew, so that the choice follows from weights and data alone: a resumed
     run repeats it. The count is read from the device, which `nonzero` would wait for in any case.
     """
     dense = Dense(fuse)
 
-    def choose(p: Tensor, bias: Tensor) -> Dense:
-        if p.device.type not in SHARE:
+    def choose(pre: Tensor, bias: Tensor) -> Dense:
+        if pre.device.type not in SHARE:
             return dense
-        is_open = opened(p, bias)
-        return (
-            Open(is_open, fuse)
-            if is_open.count_nonzero() <= SHARE[p.device.type] * p.numel()
-            else dense
-        )
+        is_open = opened(pre, bias)
+        few = is_open.count_nonzero() <= SHARE[pre.device.type] * pre.numel()
+        return Open(is_open, fuse) if few else dense
 
     return choose if M >= LEAST_M else None
 
