@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pandas as pd
 
-from gsae.claims.pareto import SITES, by_arch, by_cell
+from gsae.claims.pareto import by_arch, by_cell
 from gsae.evidence import intervals
+from gsae.evidence.run import DEEP_SITES
 from gsae.evidence.verdict import (
     NOT,
     NOT_RUN,
@@ -97,7 +98,7 @@ def gamma_neurons(scale: str) -> Verdict:
 def gamma_deep(scale: str) -> Verdict:
     """Fig. 14, at every site of a deeper model there is."""
     runs = records.load("pareto", scale)
-    deep = runs[runs["site"].isin(SITES)]
+    deep = runs[runs["site"].isin(DEEP_SITES)]
     if from_pilot(deep):
         pilot = gamma(deep)
         finding = f"the pilot alone, on which no verdict rests: {pilot.finding}"

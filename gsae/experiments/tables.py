@@ -167,7 +167,7 @@ def against(df: pd.DataFrame, names: Iterable[str], reference: str = GATED) -> p
     rows = []
     for name in names:
         pair = [df[df["series"] == series] for series in (name, reference)]
-        if not all(not unfinished(runs) for runs in pair):
+        if any(unfinished(runs) for runs in pair):
             pair = [runs.iloc[:0] for runs in pair]
         logs = intervals.by_seed(pair, log_loss_ratio)
         ratios = {key: value if key == "seeds" else np.exp(value) for key, value in logs.items()}
