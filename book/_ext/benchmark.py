@@ -3,13 +3,15 @@ the book is built.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-RECORDS = Path(__file__).resolve().parents[1] / "evidence" / "bench"
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = ROOT / "book" / "evidence" / "bench"
 
 
 class Benchmark(SphinxDirective):
@@ -52,5 +54,6 @@ class Benchmark(SphinxDirective):
 
 
 def setup(app):
+    sys.path.append(str(ROOT))  # the folder `benchmarks` is not installed with the package
     app.add_directive("benchmark", Benchmark)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -62,7 +62,8 @@ def short_hash(text: str) -> str:
 
 def compositions(left: list[Run], site: Site, scale: str, ranks: Alone = ALONE) -> list[list[Run]]:
     """How the runs left of one stack train: those of a checkpoint in the stack that was saved, the
-    others together, or, where a GPU does not hold as many, in the parts of `gsae plan`.
+    others together, or, where a GPU does not hold as many, in parts that it holds (`gsae plan` cuts
+    them alike).
 
     A stack is resumed as it was, with the runs that were finished meanwhile (their evidence is not
     written again): resampling draws by a run's place, and steps already made are not made twice. A

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from gsae.evidence import run_files
 from gsae.evidence.run import Run
-from gsae.experiments import cost, gpu_parts, limits
-from gsae.experiments.gpu_parts import GPU, GPUS, UTILISATION, Part
+from gsae.experiments import cost, gpu_parts, gpus, limits
+from gsae.experiments.gpu_parts import Part
+from gsae.experiments.gpus import GPU, GPUS, UTILISATION
 
 # operations a second where neither a run on record nor the GPU's name tells
 SPEED = {"cpu": 1e11, "cuda": 1e13}
@@ -60,7 +61,7 @@ def estimate(
     Raises KeyError on a language model whose shape is not known.
     """
     gpu = GPU(gpu_memory / 1e9, 1, 1)  # rate and price do not matter here
-    stacks = [gpu_parts.parts(stack, gpu, apart) for stack in cost.stacks(runs)]
+    stacks = [gpu_parts.parts(stack, gpu.memory * 1e9, apart) for stack in cost.stacks(runs)]
     memory = [memory_of(parts, device) for parts in stacks]
     return Estimate(
         host=cost.BASE + max(host for host, _ in memory),
@@ -116,7 +117,7 @@ def measured(
     rates = rates_on_record(scale, device, products)
     if rates:
         return statistics.median(rates), f"measured in {len(rates)} runs on record"
-    gpu = gpu_parts.named(card)
+    gpu = gpus.named(card)
     if gpu:
         speed = GPUS[gpu].tflops * 1e12 * UTILISATION
         return speed, f"assumed of a {gpu.upper()}: no run is on record"

@@ -1,44 +1,11 @@
-"""The parts of a stack that a GPU holds at once, which train together, and the GPUs that are known
-by name.
-"""
+"""The parts of a stack that a GPU holds at once, which train together: what the runner obeys."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from gsae.evidence.run import Run
 from gsae.experiments import cost, limits
-
-
-@dataclass(frozen=True)
-class GPU:
-    """GB of memory, dense bf16 TFLOP/s, and a price per hour, for which any rental or cluster has
-    its own.
-    """
-
-    memory: int | float
-    tflops: int | float
-    price: int | float
-
-
-DATED = "2026-11"
-
-# ASSUMPTIONS as of DATED: memory and rate as in the vendors' data sheets, price a round on-demand
-# figure in US $
-GPUS = {
-    #      memory, tflops, price
-    "t4":   GPU(16,   8.1, 0.35),  # has no bf16 units: its fp32 rate
-    "l4":   GPU(24,   121, 0.7),
-    "a100": GPU(80,   312, 1.6),
-    "h100": GPU(80,   989, 2.5),
-    "h200": GPU(141,  989, 3.5),
-    "b200": GPU(180, 2250, 5.0),
-}  # fmt: skip
-
-UTILISATION = 0.4  # ASSUMPTION: share of that rate which training and forward passes reach
-
-NODE = 8  # GPUs of one machine
 
 USABLE = 0.92  # of a GPU's memory; the rest goes to the driver and to fragments
 
@@ -83,20 +50,12 @@ class Placement(NamedTuple):
     lm_gpus: int
 
 
-def named(card: str) -> str | None:
-    """The key in `GPUS` of a card, from its driver's name for it: "NVIDIA A100-SXM4-80GB" is an
-    a100.
+def parts(stack: Sequence[Run], memory: int | float, apart: bool | None = None) -> list[Part]:
+    """A stack cut into parts that a GPU of `memory` bytes holds, the buffer in the host's memory or
+    the language model on GPUs of its own where that takes the fewest GPU-hours, or where nothing
+    else fits. `apart` says where the language model is, where that is settled.
     """
-    words = re.split(r"\W+", card.lower())
-    return next((word for word in words if word in GPUS), None)
-
-
-def parts(stack: Sequence[Run], gpu: GPU, apart: bool | None = None) -> list[Part]:
-    """A stack cut into parts that a GPU holds, the buffer in the host's memory or the language
-    model on GPUs of its own where that takes the fewest GPU-hours, or where nothing else fits.
-    `apart` says where the language model is, where that is settled.
-    """
-    run, room = stack[0], gpu.memory * 1e9 * USABLE
+    run, room = stack[0], memory * USABLE
     cuts = []
     for placement in placements(run, room):
         settled_otherwise = apart is not None and apart != bool(placement.lm_gpus)

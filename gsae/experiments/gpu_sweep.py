@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gsae.evidence.run import Run
-from gsae.experiments.gpu_parts import GPU, UTILISATION, Part
+from gsae.experiments.gpu_parts import Part
+from gsae.experiments.gpus import GPU, UTILISATION
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from gsae.evidence.run import Run
 from gsae.experiments import cost, gpu_parts, limits
-from gsae.experiments.gpu_parts import DATED, GPU, GPUS, NODE, USABLE, UTILISATION, Part
+from gsae.experiments.gpu_parts import USABLE, Part
 from gsae.experiments.gpu_sweep import Sweep
+from gsae.experiments.gpus import DATED, GPU, GPUS, NODE, UTILISATION
 
 # a row of the table: one language model, site, architecture and width
 HEADINGS = (
@@ -26,7 +27,7 @@ def report(
     title: str, runs: Sequence[Run], name: str, gpu: GPU, gpus: int, utilisation: int | float
 ) -> str:
     """The plan of a sweep on GPUs, as text."""
-    stacks = [gpu_parts.parts(stack, gpu) for stack in cost.stacks(runs)]
+    stacks = [gpu_parts.parts(stack, gpu.memory * 1e9) for stack in cost.stacks(runs)]
     sweep = Sweep(runs, stacks, name, gpu, gpus, utilisation)
     unit = unit_of_work(sweep)
     rows = table_rows(sweep)

@@ -105,14 +105,14 @@ class Site:
         return lambda step: self.store.batch(step, run.batch, run.seed)
 
     def parts(self, runs: list[Run]) -> list["gpu_parts.Part"]:
-        """Runs of one stack, cut into what the GPU holds at once, as `gsae plan` cuts them; a
+        """Runs of one stack, cut into what the GPU holds at once; `gsae plan` cuts them alike. A
         single part without a GPU, or where the language model's shape is not known.
         """
         memory, device = devices.gpu_memory(), self.model.device
         if not (memory and limits.known(self.run.lm)):
             return [gpu_parts.Part(tuple(runs), {"buffer": 0}, {}, "", 0)]
         apart = device.type != "cuda" or device.index != torch.cuda.current_device()
-        return gpu_parts.parts(runs, gpu_parts.GPU(memory / 1e9, 1, 1), apart)
+        return gpu_parts.parts(runs, memory, apart)
 
     def make_room(self, runs: list[Run]) -> None:
         """Keep the buffer in the host's memory while it does not fit beside these runs."""

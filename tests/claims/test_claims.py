@@ -23,6 +23,7 @@ from gsae.claims import (
 )
 from gsae.evidence import arms, frontiers, metrics, result_files
 from gsae.evidence import verdict as verdicts
+from gsae.evidence.run import DEEP_SITES
 from gsae.evidence.verdict import NOT, NOT_RUN, NOT_TESTED, PARTLY, REPRODUCED
 from gsae.experiments import follow_ups, records
 from gsae.experiments import tables as series
@@ -187,7 +188,7 @@ def test_half_the_latents_says_which_side(monkeypatch, factor, note):
 
 
 def cells(factors, seeds=3):
-    names = [(site, layer) for layer in (8, 20) for site in pareto.SITES]
+    names = [(site, layer) for layer in (8, 20) for site in DEEP_SITES]
     return pd.concat([
         front(f, seeds, arch=arch, site=site, layer=layer)
         for (site, layer), factor in zip(names, factors, strict=False)

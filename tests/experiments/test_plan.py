@@ -27,6 +27,7 @@ from gsae.experiments import (
     estimate,
     gpu_parts,
     gpu_sweep,
+    gpus,
     limits,
     paper_scale,
     plan,
@@ -338,9 +339,9 @@ def test_the_lambdas_of_every_arm_span_the_range():
 
 
 def test_parts_hold_every_run_once_and_fit():
-    gpu = gpu_parts.GPUS["h100"]
+    gpu = gpus.GPUS["h100"]
     for stack in cost.stacks(paper_scale.paper_runs()):
-        cut = gpu_parts.parts(stack, gpu)
+        cut = gpu_parts.parts(stack, gpu.memory * 1e9)
         assert [r for part in cut for r in part.runs] == stack
         assert all(
             part.fits and sum(part.memory.values()) <= gpu.memory * 1e9 * gpu_parts.USABLE
@@ -377,14 +378,14 @@ def test_where_the_language_model_is_can_be_settled():
         for r in paper_scale.paper_runs()
         if (r.lm, r.site, r.layer, r.arch) == ("gemma-7b", "mlp_out", 6, "gated")
     ]
-    free = gpu_parts.parts(stack, gpu_parts.GPU(30, 100, 1))
+    free = gpu_parts.parts(stack, 30 * 1e9)
     assert free[0].lm_gpus == 1
-    beside = gpu_parts.parts(stack, gpu_parts.GPU(30, 100, 1), apart=False)
+    beside = gpu_parts.parts(stack, 30 * 1e9, apart=False)
     assert (
         not beside[0].fits and sum(beside[0].memory.values()) > 30e9 * gpu_parts.USABLE
     )  # it counts all that is there
-    assert gpu_parts.parts(stack, gpu_parts.GPU(200, 100, 1), apart=True)[0].lm_gpus == 1
-    assert gpu_parts.parts(stack, gpu_parts.GPU(200, 100, 1))[0].lm_gpus == 0
+    assert gpu_parts.parts(stack, 200 * 1e9, apart=True)[0].lm_gpus == 1
+    assert gpu_parts.parts(stack, 200 * 1e9)[0].lm_gpus == 0
 
 
 @pytest.mark.parametrize(
@@ -396,22 +397,22 @@ def test_where_the_language_model_is_can_be_settled():
     ],
 )  # fmt: skip
 def test_a_card_is_known_by_its_drivers_name(card, key, record):
-    assert gpu_parts.named(card) == key
+    assert gpus.named(card) == key
     record(device="cpu")
     speed, source = estimate.measured("cpu", "cuda", card)
     assert speed == (
-        gpu_parts.GPUS[key].tflops * 1e12 * gpu_parts.UTILISATION if key else estimate.SPEED["cuda"]
+        gpus.GPUS[key].tflops * 1e12 * gpus.UTILISATION if key else estimate.SPEED["cuda"]
     )
     assert source.startswith(f"assumed of a {key.upper()}" if key else "assumed")
 
 
 def test_chapters_04_to_06_at_gpu_scale_fit_a_t4_and_two_hours():
-    t4, free = gpu_parts.GPUS["t4"], 12e9  # Colab's host memory is 12.7 GB, a free Drive 15 GB
+    t4, free = gpus.GPUS["t4"], 12e9  # Colab's host memory is 12.7 GB, a free Drive 15 GB
     named = ("pareto", "longer", "ablations", "resampling")
     runs = list(dict.fromkeys(r for name in named for r in sweeps.runs(name, "gpu")))
     assert {r.lm for r in runs} == {"gelu-1l"} and len(runs) > 30
     need = estimate.estimate(
-        runs, t4.tflops * 1e12 * gpu_parts.UTILISATION, "cuda", gpu_memory=t4.memory * 1e9
+        runs, t4.tflops * 1e12 * gpus.UTILISATION, "cuda", gpu_memory=t4.memory * 1e9
     )
     assert need.seconds < 1.75 * 3600  # what is left is for compilation, and for reading the text
     assert need.gpu < t4.memory * 1e9 * gpu_parts.USABLE and need.host < free and need.disk < free
@@ -419,7 +420,7 @@ def test_chapters_04_to_06_at_gpu_scale_fit_a_t4_and_two_hours():
         limits.streams(r) for r in runs if r.site == "mlp_neurons"
     )  # no large store to fill the Drive
     one = plan.report(
-        "pareto at scale gpu", sweeps.runs("pareto", "gpu"), "t4", t4, 1, gpu_parts.UTILISATION
+        "pareto at scale gpu", sweeps.runs("pareto", "gpu"), "t4", t4, 1, gpus.UTILISATION
     )
     assert (
         "PFLOP" in one and "dense fp32" in one and one.endswith("With: gsae run pareto --scale gpu")
@@ -432,19 +433,13 @@ def test_what_is_placed_elsewhere_when_memory_is_short():
         for r in paper_scale.paper_runs()
         if (r.lm, r.site, r.layer, r.arch) == ("gemma-7b", "mlp_out", 6, "gated")
     ]
-    where = {
-        m: gpu_parts.parts(stack, gpu_parts.GPU(m, 100, 1))[0].where for m in (200, 64, 30, 18, 12)
-    }
+    where = {m: gpu_parts.parts(stack, m * 1e9)[0].where for m in (200, 64, 30, 18, 12)}
     assert where[200] == "" and "buffer" in where[64] + where[30]
     assert "LM on" in where[30] and "LM on" in where[18] and where[12] == "does not fit"
     need = cost.held_bytes(stack[0]) + cost.work_bytes(stack[0], 1, lm=False)
-    assert not gpu_parts.parts(stack, gpu_parts.GPU(need / 1e9 / gpu_parts.USABLE * 0.99, 100, 1))[
-        0
-    ].fits
-    assert gpu_parts.parts(stack, gpu_parts.GPU(need / 1e9 / gpu_parts.USABLE * 1.01, 100, 1))[
-        0
-    ].fits
-    text = plan.report("x", stack, "small", gpu_parts.GPU(12, 100, 1), 1, 0.4)
+    assert not gpu_parts.parts(stack, need / gpu_parts.USABLE * 0.99)[0].fits
+    assert gpu_parts.parts(stack, need / gpu_parts.USABLE * 1.01)[0].fits
+    text = plan.report("x", stack, "small", gpus.GPU(12, 100, 1), 1, 0.4)
     assert "DOES NOT FIT: 6 runs need a GPU of 16 GB at least" in text
 
 
@@ -461,13 +456,13 @@ def test_sharing_out():
 
 def test_hours_are_operations_over_rate():
     run = Run(tokens=2048, eval_tokens=128, ce_tokens=128)
-    (part,) = gpu_parts.parts([run], gpu_parts.GPU(80, 100, 2))
+    (part,) = gpu_parts.parts([run], 80 * 1e9)
     expected = {
         "train": 14 * 576 * 2304 * 2048,
         "harvest": 2048 * limits.shape("smollm2").flops(128, "mlp_out", 8),
     }
     assert {k: part.flops[k] for k in expected} == expected
-    assert gpu_sweep.hours(part, gpu_parts.GPU(80, 100, 2), 0.5) == pytest.approx(
+    assert gpu_sweep.hours(part, gpus.GPU(80, 100, 2), 0.5) == pytest.approx(
         sum(part.flops.values()) / 5e13 / 3600
     )
 
@@ -485,7 +480,7 @@ def test_the_command_prints_a_plan_without_torch():
         "Disk:",
         "Sharding:",
         "With: torchrun",
-        gpu_parts.DATED,
+        gpus.DATED,
         "80 GB",
         "989 TFLOP/s",
     ):
