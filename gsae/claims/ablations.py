@@ -97,15 +97,19 @@ def both_of(pairs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([pairs, with_it], ignore_index=True)
 
 
-def told(pairs: pd.DataFrame) -> list[str]:
-    """A line a pair."""
+def pair_by_pair(pairs: pd.DataFrame) -> tuple[list[str], dict[str, float]]:
+    """A sentence a pair, with the names of its numbers in it, and these numbers."""
+    sentences, numbers = [], {}
     ordered = pairs.sort_values(["site", "layer", "arch", "tokens", "lam"])
-    return [
-        f"{pair.site} {pair.layer}, {pair.arch}, {count(pair.tokens)}, lambda {pair.lam:g}: "
-        f"{pair.dead_fraction_with:.1%} dead with, {pair.dead_fraction:.1%} without, "
-        f"L0 {pair.l0_with:.3g} and {pair.l0:.3g}"
-        for pair in ordered.itertuples()
-    ]
+    for i, pair in enumerate(ordered.itertuples()):
+        numbers |= {f"dead_with_{i}": pair.dead_fraction_with, f"dead_{i}": pair.dead_fraction}
+        numbers |= {f"l0_with_{i}": pair.l0_with, f"l0_{i}": pair.l0}
+        sentences.append(
+            f"{pair.site} {pair.layer}, {pair.arch}, {count(pair.tokens)}, lambda {pair.lam:g}: "
+            f"{{dead_with_{i}:.1%}} dead with, {{dead_{i}:.1%}} without, "
+            f"L0 {{l0_with_{i}:.3g}} and {{l0_{i}:.3g}}"
+        )
+    return sentences, numbers
 
 
 def resampling(scale: str) -> Verdict:
@@ -126,18 +130,19 @@ def resampling(scale: str) -> Verdict:
     dying = pairs[pairs["dead_fraction"] >= FEW_DEAD]
     if dying.empty:
         nothing = "hardly a latent is dead without it, so there is nothing to revive"
-        first, *others = told(pairs)
+        (first, *others), numbers = pair_by_pair(pairs)
         return stated(
             NOT_TESTED,
             f"{nothing}: {first}",
             pairs,
             short=nothing,
             details=tuple(others),
+            numbers=numbers,
             tables=(both,),
         )
     fewer = dying["dead_fraction_with"] < dying["dead_fraction"] - FEWER_DEAD
-    numbers = {"fewer": fewer.sum(), "dying": len(dying), "others": len(pairs) - len(dying)}
-    first, *others = told(dying)
+    (first, *others), numbers = pair_by_pair(dying)
+    numbers |= {"fewer": fewer.sum(), "dying": len(dying), "others": len(pairs) - len(dying)}
     if numbers["others"]:
         others.append(f"fewer than {FEW_DEAD:.0%} are dead without it in {{others}} other pairs")
     return stated(

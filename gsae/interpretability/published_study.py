@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from gsae.evidence.verdict import NOT_RUN, NOT_TESTED, Verdict, graded
 from gsae.interpretability import (
     compared_saes,
@@ -262,14 +264,22 @@ def judged(folder: Path) -> Verdict:
             f"no ratings on record; what settles it: {pages}`{COMMAND}`",
             "no ratings on record",
         )
-    contrast = result["comparisons"][0]["contrasts"]["all"]
-    ours = (
-        f"{contrast['difference']:+.2f} {rating_report.bounds(contrast['interval'], '+')}, "
-        f"{contrast['pairs']} pairs, {several(len(result['raters']), 'rater')}: "
-        f"{contrast['non_inferiority']}; one SAE an arm and place"
+    contrast, margin = result["comparisons"][0]["contrasts"]["all"], rating_statistics.MARGIN
+    lower, upper = contrast["interval"]
+    finding = (
+        "{difference:+.2f} {interval}, {pairs} pairs, {raters}: {word}; one SAE an arm and place"
     )
+    numbers = {
+        "difference": contrast["difference"],
+        "lower": lower,
+        "upper": upper,
+        "interval": rating_report.bounds((lower, upper), "+"),
+        "pairs": contrast["pairs"],
+        "raters": several(len(result["raters"]), "rater"),
+        "word": contrast["non_inferiority"],
+    }
     if contrast["non_inferiority"] in rating_statistics.SILENT:
-        return Verdict(NOT_TESTED, ours)
-    margin = rating_statistics.MARGIN
-    above, lower = contrast["difference"] > margin, contrast["interval"][0]
-    return Verdict(graded(above, lower > margin, seeds=False), ours)
+        word = NOT_TESTED
+    else:
+        word = graded(contrast["difference"] > margin, lower > margin, seeds=False)
+    return Verdict(word, finding, numbers=numbers, bounds={"lower": (margin, np.inf)})
