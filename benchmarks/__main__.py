@@ -107,16 +107,16 @@ def measure(
     """Rounds of every subject in turn, there and back again, so that a drift of the machine falls
     on all alike.
     """
-    found: dict[str, list] = {s.name: [] for s in subjects}
+    readings: dict[str, list] = {s.name: [] for s in subjects}
     with tqdm(
         total=rounds * len(subjects), desc="rounds", disable=bar if bar is None else not bar
     ) as progress:
         for i in range(rounds):
             for subject in subjects if i % 2 == 0 else reversed(subjects):
                 if subject.name not in failed:
-                    found[subject.name].append(attempt(failed, subject.name, subject.round))
+                    readings[subject.name].append(attempt(failed, subject.name, subject.round))
                 progress.update()
-    return {name: values if name not in failed else [] for name, values in found.items()}
+    return {name: values if name not in failed else [] for name, values in readings.items()}
 
 
 def bench(
@@ -185,17 +185,22 @@ def bench(
                     harvest.Harvest(lm, *site, seconds),
                     harvest.Bare(lm, plain(), *site, seconds),
                 ]
-        found = measure(subjects, rounds, failed, bar)
+        readings = measure(subjects, rounds, failed, bar)
         training = {
-            c: {"rounds": found.get(c.name, []), "error": failed.get(c.name)} for c in cases
+            c: {"rounds": readings.get(c.name, []), "error": failed.get(c.name)} for c in cases
         }
-        products = {(s.shape, s.dtype): found[s.name] for s in subjects if isinstance(s, Machine)}
+        products = {
+            (s.shape, s.dtype): readings[s.name] for s in subjects if isinstance(s, Machine)
+        }
         harvests = {}
         for subject in subjects:
             if isinstance(subject, Ours | Peer) and subject.name not in failed:
                 training[subject.case]["about"] = subject.about()
             elif hasattr(subject, "tokens"):
-                harvests[subject.name] = {"rounds": found[subject.name], "tokens": subject.tokens}
+                harvests[subject.name] = {
+                    "rounds": readings[subject.name],
+                    "tokens": subject.tokens,
+                }
                 subject.close()
         for peer in peers.values():
             peer.close()

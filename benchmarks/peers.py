@@ -135,13 +135,13 @@ def prepare(case: Case, rows, seconds: float, settle: int, device: str) -> Loop:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
+    installed = {"python": sys.version.split()[0]}
     for name in ("torch", "sae-lens", "dictionary-learning", "transformer-lens"):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def serve(answers) -> None:

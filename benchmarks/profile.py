@@ -32,11 +32,11 @@ def shares(case: Case, rows: torch.Tensor, settle: int = 3) -> dict:
     torch._dynamo.reset()
     with _inductor.config.patch({"cpp.enable_kernel_profile": True}):
         ours = Ours(case, rows, 0.1, settle)
-        with profile(activities=[ProfilerActivity.CPU]) as found:
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
             for _ in range(STEPS):
                 ours.step()
     spent = dict.fromkeys((*PARTS, "rest"), 0.0)
-    for event in found.key_averages():
+    for event in profiled.key_averages():
         spent[part(event.key)] += event.self_cpu_time_total
     total = sum(spent.values())
     return {

@@ -39,12 +39,12 @@ def training_rows(cases: dict[Case, dict], machine: dict[tuple, list[dict]]) -> 
     measured minutes apart, and then their median: a drift of the machine's clock cancels.
     """
     rates = {
-        c: [c.K * c.batch / s for s in found["rounds"]]
-        for c, found in cases.items()
-        if found["rounds"]
+        c: [c.K * c.batch / s for s in timing["rounds"]]
+        for c, timing in cases.items()
+        if timing["rounds"]
     }
     rows = []
-    for case, found in cases.items():
+    for case, timing in cases.items():
         row = {
             "kind": "training",
             "name": case.name,
@@ -52,7 +52,7 @@ def training_rows(cases: dict[Case, dict], machine: dict[tuple, list[dict]]) -> 
             "flops_a_sample": flops(case.arch, case.n, case.M),
         }
         if case not in rates:
-            rows.append({**row, "error": found["error"]})
+            rows.append({**row, "error": timing["error"]})
             continue
         work = [rate * row["flops_a_sample"] for rate in rates[case]]
         row |= {"samples_per_s": spread(rates[case]), "tflops": spread([w / 1e12 for w in work])}
@@ -66,7 +66,7 @@ def training_rows(cases: dict[Case, dict], machine: dict[tuple, list[dict]]) -> 
                     [a / b for a, b in zip(rates[case], rates[peer], strict=True)]
                 )
         rows.append(
-            {**row, "rounds": [float(f"{r:.5g}") for r in rates[case]], **found.get("about", {})}
+            {**row, "rounds": [float(f"{r:.5g}") for r in rates[case]], **timing.get("about", {})}
         )
     return rows
 
@@ -102,13 +102,13 @@ def machine_rows(machine: dict[tuple, list[dict]]) -> list[dict]:
     return rows
 
 
-def harvest_rows(found: dict[str, dict]) -> list[dict]:
+def harvest_rows(passes: dict[str, dict]) -> list[dict]:
     """One row a forward pass; a harvest also as a share of the bare forward of its site."""
     rows = []
-    for name, one in found.items():
+    for name, one in passes.items():
         rates = [one["tokens"] / s for s in one["rounds"]]
         row = {"kind": "harvest", "name": name, "tokens_per_s": spread(rates)}
-        bare = found.get(name.replace("[harvest]", "[bare forward]"))
+        bare = passes.get(name.replace("[harvest]", "[bare forward]"))
         if bare and bare is not one:
             bare_rates = [bare["tokens"] / s for s in bare["rounds"]]
             row["share_of_bare"] = spread([a / b for a, b in zip(rates, bare_rates, strict=True)])
@@ -121,7 +121,9 @@ def cost_rows(cases: dict[Case, dict]) -> list[dict]:
     and the count.
     """
     ours = {
-        c: found["rounds"] for c, found in cases.items() if c.library == "gsae" and found["rounds"]
+        c: timing["rounds"]
+        for c, timing in cases.items()
+        if c.library == "gsae" and timing["rounds"]
     }
     rows = []
     for gated, seconds in ours.items():
@@ -182,13 +184,13 @@ def about_machine(device: str) -> dict:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in ("gsae", "torch", "transformers", "transformer-lens"):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def origin() -> dict:
@@ -211,13 +213,13 @@ def record(rows: list[dict], settings: dict, peers: dict, machine: dict, origin:
     }
 
 
-def terminal(found: dict) -> str:
+def terminal(measured: dict) -> str:
     """The record as text tables."""
     from benchmarks import tables
 
     with pd.option_context("display.width", 200, "display.max_colwidth", 60):
         parts = [
             f"{title}\n{table.to_string(index=False)}"
-            for title, table in tables.tables(found).items()
+            for title, table in tables.tables(measured).items()
         ]
-    return "\n\n".join([tables.headline(found), *parts])
+    return "\n\n".join([tables.headline(measured), *parts])

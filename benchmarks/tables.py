@@ -64,7 +64,7 @@ def tables(record: dict) -> dict[str, pd.DataFrame]:
     beside = [r for r in rows["training"] if (r["arch"], *shape(r)) in shared]
     alone = [r for r in rows["training"] if r not in beside]
     beside.sort(key=lambda r: (r["arch"], *shape(r), r["K"], -r.get("samples_per_s", [0])[0]))
-    found = {
+    sections = {
         "Aims": map(target_line, targets(record)),
         "Training, beside other libraries": map(training_line, beside),
         "Training, other shapes": map(training_line, alone),
@@ -73,7 +73,7 @@ def tables(record: dict) -> dict[str, pd.DataFrame]:
         "Harvest": map(harvest_line, rows["harvest"]),
         "Matrix products of this machine, TFLOP/s": map(machine_line, rows["machine"]),
     }
-    made = {title: pd.DataFrame(lines) for title, lines in found.items()}
+    made = {title: pd.DataFrame(lines) for title, lines in sections.items()}
     return {title: table.loc[:, (table != "").any()] for title, table in made.items() if len(table)}
 
 
@@ -119,8 +119,8 @@ def profile_line(r: dict) -> dict:
 
 
 def machine_line(r: dict) -> dict:
-    own = {name: spread(values, ".3f") for name, values in r["products"].items()}
-    return {"dtype": r["dtype"], "n": r["n"], "M": r["M"], "batch": r["batch"], **own}
+    rates = {name: spread(values, ".3f") for name, values in r["products"].items()}
+    return {"dtype": r["dtype"], "n": r["n"], "M": r["M"], "batch": r["batch"], **rates}
 
 
 def harvest_line(r: dict) -> dict:
@@ -157,7 +157,7 @@ def targets(record: dict) -> list[dict]:
     """
     training = [r for r in record["rows"] if r["kind"] == "training" and "error" not in r]
     ours = [r for r in training if (r["library"], r["n"], r["batch"]) == ("gsae", 576, 2048)]
-    found = []
+    reached = []
     for (what, case, quantity, least), (setting, note) in product(TARGETS, SETTINGS.items()):
         for r in (r for r in ours if (case | {"setting": setting}).items() <= r.items()):
             defaults = [
@@ -171,14 +171,14 @@ def targets(record: dict) -> list[dict]:
                 {"times_default": [median(times), min(times), max(times)]} if times else {}
             )
             if quantity in known:
-                found.append((what + note, quantity, least, known[quantity]))
-    found += [
+                reached.append((what + note, quantity, least, known[quantity]))
+    reached += [
         (r["name"], "share_of_bare", 0.9, r["share_of_bare"])
         for r in record["rows"]
         if "share_of_bare" in r
     ]
     keys = ("what", "quantity", "least", "measured", "met")
-    return [dict(zip(keys, (*one, one[-1][0] >= one[-2]), strict=True)) for one in found]
+    return [dict(zip(keys, (*one, one[-1][0] >= one[-2]), strict=True)) for one in reached]
 
 
 def target_line(t: dict) -> dict:
@@ -231,19 +231,19 @@ def figure(record: dict) -> Figure:
     """
     rows, (figure, axes) = at_reference(record), plt.subplots()
     for arch in ("baseline", "gated"):
-        own = sorted(
+        ours = sorted(
             (r for r in rows if r["library"] == "gsae" and r["arch"] == arch), key=lambda r: r["K"]
         )
-        if own:
-            bars(axes, own, COLOURS[arch], MARKERS[arch], f"gsae, {arch}", "-")
+        if ours:
+            bars(axes, ours, COLOURS[arch], MARKERS[arch], f"gsae, {arch}", "-")
         for r in record["rows"]:
             if (
-                own
+                ours
                 and r["kind"] == "machine"
                 and r["dtype"] == "bf16"
-                and shape(r) == shape(own[0])
+                and shape(r) == shape(ours[0])
             ):
-                roof = r["tflops"][arch][0] * 1e12 / own[0]["flops_a_sample"]
+                roof = r["tflops"][arch][0] * 1e12 / ours[0]["flops_a_sample"]
                 axes.axhline(
                     roof, color=COLOURS[arch], lw=1, ls="--", label=f"bf16 products alone, {arch}"
                 )
@@ -297,10 +297,10 @@ def shape(row: dict) -> tuple[int, int, int]:
 
 def alt(record: dict) -> str:
     """The figure in words."""
-    own = [r for r in at_reference(record) if r["library"] == "gsae" and r["arch"] == "gated"]
+    ours = [r for r in at_reference(record) if r["library"] == "gsae" and r["arch"] == "gated"]
     parts = [
         f"{r['samples_per_s'][0]:,.0f} for a stack of {r['K']}"
-        for r in sorted(own, key=lambda r: r["K"])
+        for r in sorted(ours, key=lambda r: r["K"])
     ]
     return "Training samples per second against the number of SAEs in a stack, gated: " + "; ".join(
         parts

@@ -12,10 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gsae"
 FUNCTION, FILE, COLUMNS = 50, 300, 100  # lines of a function and of a file, columns of a line
-CORE, COMMENTS = (
-    ("saes", "training", "lm"),
-    20,
-)  # comment lines in 1,000, where the paper's method is
+CORE = ("saes", "training", "lm")  # where the paper's method is
+COMMENTS = 20  # comment lines in 1,000 there
+TELL_NOTHING = {"found", "of", "said", "here", "own", "some"}
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
@@ -92,6 +91,13 @@ def top_level_names(path: Path) -> set[str]:
     return {name for name in names if not name.startswith("__")}
 
 
+def names_of_nothing(path: Path) -> list[str]:
+    """Variables and arguments whose name tells nothing of what they hold."""
+    stored = [n for n in nodes(path, ast.Name) if isinstance(n.ctx, ast.Store)]
+    named = {node: node.id for node in stored} | {n: n.arg for n in nodes(path, ast.arg)}
+    return [place(path, node, name) for node, name in named.items() if name in TELL_NOTHING]
+
+
 def defined_twice(files: list[Path]) -> list[str]:
     """Top-level names that two modules of one room define."""
     where: dict[str, list[str]] = {}
@@ -109,6 +115,7 @@ PER_FILE = {
     "walruses inside an expression": inner_walruses,
     f"lines above {COLUMNS} columns": long_lines,
     f"files above {FILE} lines": long_file,
+    "variables whose name tells nothing": names_of_nothing,
 }
 
 
