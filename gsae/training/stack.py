@@ -1,5 +1,6 @@
 """A stack of SAEs in training: parameters, state of Adam, one step, resampling, and its file."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -64,9 +65,12 @@ class Stack:
 
     def train_step(self, x: Float[Tensor, "b n"]) -> dict[str, Tensor]:
         """One step of every SAE on the same batch; returns terms and `l0`, each `(K,)`."""
-        plan, dtype = self.plan, getattr(torch, self.plan.dtype)
-        gradients = gradient_form(plan.arch, plan.switches, plan.n, plan.M, self.fast, self.sparse)
+        plan, dtype, fast = self.plan, getattr(torch, self.plan.dtype), self.fast
+        gradients = gradient_form(plan.arch, plan.switches, plan.n, plan.M, fast, self.sparse)
+        fuse = compiled if fast else lambda part: part
         lam_share = plan.lam_share(self.step)
+        lr = torch.full((), plan.lr_at(self.step), device=plan.device)
+        steps = torch.full((), self.step + 1.0, device=plan.device)
         self.age += 1
         values: dict[str, list[Tensor]] = {}  # of each term, one an SAE
         for k in range(len(plan.lams)):  # one at a time: the matrices of one fill the caches
@@ -76,18 +80,23 @@ class Stack:
                 stats = {**stats, "spoiled": ~x.isfinite().all()}
                 grads, terms, stats = self.ranks.mean(grads, terms, stats)
                 self.spoiled = stats["spoiled"]
-            self.update(k, w, grads)
+            self.update(k, w, grads, fuse, lr, steps)
             self.silent[k] = torch.where(stats["fired"], 0, self.silent[k] + 1)
             for name, value in {**terms, "l0": stats["l0"]}.items():
                 values.setdefault(name, []).append(value)
         self.step += 1
         return {name: torch.stack(of_each) for name, of_each in values.items()}
 
-    def update(self, k: int, w: dict[str, Tensor], grads: dict[str, Tensor]) -> None:
+    def update(
+        self,
+        k: int,
+        w: dict[str, Tensor],
+        grads: dict[str, Tensor],
+        fuse: Callable,
+        lr: Tensor,
+        steps: Tensor,
+    ) -> None:
         """Adam's step of the k-th SAE, in place; the dictionary's is one on the unit sphere."""
-        fuse = compiled if self.fast else lambda part: part
-        lr = torch.full((), self.plan.lr_at(self.step), device=self.plan.device)
-        steps = torch.full((), self.step + 1.0, device=self.plan.device)
         for name, g in grads.items():
             v = self.v[name][k]
             if name == "W_dec":
